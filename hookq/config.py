@@ -1,0 +1,395 @@
+"""The settings: one table, read once, every mistake reported at once.
+
+Precedence: flags > environment > .env > webhooks.toml > default. A secret is never a flag (process lists show
+those) and never stands in webhooks.toml; it may also come from a file, as NAME_FILE. Nothing reads the settings
+later: HUP makes a process start anew, with the settings of then.
+
+Promises: load() returns a Config that can be run with, or raises Invalid with one sentence per mistake.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from hookq.handlers import BadHandler, find_handler
+from hookq.schemes import ALGORITHMS, ENCODINGS, PART, SCHEMES, Scheme
+from hookq.signing import Signer
+
+VERSION: Final = "0.1.0"
+EX_USAGE, EX_GONE, EX_DECLINED, EX_UNREACHABLE, EX_SETTINGS = 2, 3, 4, 69, 78
+
+# NIST SP 800-107 asks for an HMAC key no shorter than half the hash; 16 characters is also where a guess at line
+# speed stops being thinkable. An empty secret would let anybody sign.
+MIN_SECRET: Final = 16
+
+# A unix socket's path ends at 107 bytes; this leaves room for "/supervisor.sock" and a temporary suffix.
+MAX_STATE_DIR: Final = 80
+
+
+class Invalid(Exception):
+    """The settings cannot be run with; `problems` has one sentence for each mistake."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,12}", text) or not low <= int(text) <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _size(text: str) -> int:
+    """Return bytes; units are powers of 1024, as Redis reads "1gb"."""
+    found = re.fullmatch(r"([0-9]{1,9})\s*(kb|mb|gb|b|)", text.strip().lower())
+    if not found or not int(found[1]):
+        raise ValueError("a size such as 512kb, 25mb or 1gb")
+    return int(found[1]) * {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}[found[2]]
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.-]{1,253}", text):
+        raise ValueError("an IPv4 address or a host name, such as 127.0.0.1")
+    return text
+
+
+def _secret(text: str) -> str:
+    if len(text) < MIN_SECRET:
+        raise ValueError(f"at least {MIN_SECRET} characters; `openssl rand -hex 32` makes a good one")
+    return text
+
+
+def _password(text: str) -> str:
+    if len(text) < 8:
+        raise ValueError("at least 8 characters")
+    return text
+
+
+def _redis_url(text: str) -> str:
+    if text and urlsplit(text).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("a URL that begins with redis://, rediss:// or unix://, or nothing for the embedded Redis")
+    return text
+
+
+def _state_dir(text: str) -> Path:
+    path = Path(text).expanduser().absolute()
+    if len(os.fsencode(path)) > MAX_STATE_DIR:
+        raise ValueError(f"a path of at most {MAX_STATE_DIR} bytes, since unix sockets are made in it")
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table: its name, how it is read, and what it is when nobody says."""
+
+    name: str
+    parse: Callable[[str], Any]
+    default: str
+    meaning: str
+    secret: bool = False
+
+
+# If you change this table, also change .env.example and README's table (tests/test_readme.py compares them).
+SETTINGS: Final = (
+    Setting("WEBHOOK_SECRET", _secret, "", "the secret of source github", secret=True),
+    Setting("HOST", _host, "127.0.0.1", "where ingestion listens"),
+    Setting("PORT", _whole(1, 65535), "7000", "where ingestion listens"),
+    Setting("DASHBOARD_HOST", _host, "127.0.0.1", "where the dashboard listens"),
+    Setting("DASHBOARD_PORT", _whole(1, 65535), "7001", "where the dashboard and /metrics listen"),
+    Setting("DASHBOARD_PASSWORD", _password, "", "HTTP Basic, user operator", secret=True),
+    Setting("REDIS_URL", _redis_url, "", "nothing: the embedded Redis", secret=True),
+    Setting("REDIS_MAXMEMORY", _size, "1gb", "of the embedded Redis"),
+    Setting("INGEST_PROCESSES", _whole(1, 64), "2", "ingestion processes"),
+    Setting("WORKERS", _whole(0, 256), "2", "worker processes"),
+    # GitHub sends up to 25 MB (docs.github.com, "Webhook events and payloads"); nobody known sends more.
+    Setting("MAX_BODY", _size, "25mb", "longest body that is read"),
+    Setting("MAX_CONNECTIONS", _whole(1, 100_000), "2000", "open connections of one ingestion process"),
+    Setting("MAX_HELD", _size, "256mb", "bytes of bodies one ingestion process holds at once"),
+    Setting("MAX_SPOOL", _size, "1gb", "reserved for the local spool"),
+    Setting("STATE_DIR", _state_dir, "var", "sockets, logs, Redis data"),
+    Setting("WEBHOOKS_FILE", lambda text: Path(text).expanduser(), "webhooks.toml", "the sources"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A configured sender and what is owed to its deliveries."""
+
+    signer: Signer
+    handler: str = ""
+    handler_dir: Path = Path()
+    max_attempts: int = 8
+    retry_base_s: float = 5.0
+    retry_max_s: float = 3600.0
+    timeout_s: float = 30.0
+    # Longer than any sender's automatic retries (Stripe: three days).
+    dedupe_s: int = 604_800
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings; a secret never shows in repr()."""
+
+    host: str
+    port: int
+    dashboard_host: str
+    dashboard_port: int
+    redis_maxmemory: int
+    ingest_processes: int
+    workers: int
+    max_body: int
+    max_connections: int
+    max_held: int
+    max_spool: int
+    state_dir: Path
+    webhooks_file: Path
+    webhook_secret: str = field(repr=False)
+    dashboard_password: str = field(repr=False)
+    redis_url: str = field(repr=False)  # the embedded Redis' own URL when the setting is empty
+    redis_embedded: bool
+    sources: Mapping[str, Source]
+
+
+# Keys of a source in webhooks.toml: parser of the TOML value, and what would be right.
+Check = tuple[Callable[[Any], bool], str]
+_TEXT: Final[Check] = (lambda v: isinstance(v, str) and v.isprintable(), "text")
+_SECONDS: Final[Check] = (
+    lambda v: isinstance(v, int | float) and not isinstance(v, bool) and 0 < v <= 31_536_000,
+    "a number of seconds above 0",
+)
+_HEADER: Final[Check] = (
+    lambda v: isinstance(v, str) and bool(re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^`|~-]{1,100}", v)),
+    "the name of a header",
+)
+
+
+def _one_of(*values: str) -> Check:
+    return lambda v: v in values, "one of " + ", ".join(values)
+
+
+_COMMON: Final[dict[str, Check]] = {
+    "scheme": _one_of(*SCHEMES),
+    "secrets": (lambda v: isinstance(v, list) and bool(v) and all(isinstance(s, str) for s in v), "a list of texts"),
+    "handler": _TEXT,
+    "max_attempts": (lambda v: type(v) is int and 1 <= v <= 1000, "a whole number from 1 to 1000"),
+    "retry_base_s": _SECONDS,
+    "retry_max_s": _SECONDS,
+    "timeout_s": _SECONDS,
+    "dedupe_s": (lambda v: type(v) is int and 1 <= v <= 31_536_000, "a whole number of seconds above 0"),
+    "public_url": (lambda v: isinstance(v, str) and urlsplit(v).scheme in ("http", "https"), "a http(s) URL"),
+}
+_HMAC: Final[dict[str, Check]] = {
+    "algorithm": _one_of(*ALGORITHMS),
+    "encoding": _one_of(*ENCODINGS),
+    "header": _HEADER,
+    "prefix": _TEXT,
+    "signed": (
+        lambda v: isinstance(v, str) and "{body}" in v and not re.search(r"[{}]", PART.sub("", v)),
+        "a template with {body}, and of {timestamp} {id} {url} {header:Name} what is signed too",
+    ),
+    "timestamp_header": _HEADER,
+    "timestamp_unit": _one_of("s", "ms"),
+    "tolerance_s": _SECONDS,
+    "id_header": _HEADER,
+    "event_header": _HEADER,
+}
+
+
+def load(
+    flags: Mapping[str, str | None] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    root: Path = Path(),
+    need: Sequence[str] = (),
+    sources: bool = True,
+) -> Config:
+    """Return the settings. `need` names secrets without which the caller cannot run; who has no use for the
+    sources (and their secrets) says so.
+
+    Raises Invalid with every mistake found, each a sentence with the setting, its value and what would be right.
+    """
+    problems: list[str] = []
+    dotenv = read_dotenv(root / ".env", problems)
+    texts = [{k: v for k, v in (flags or {}).items() if v is not None}, environ, dotenv]
+    where = next((t["WEBHOOKS_FILE"] for t in texts if t.get("WEBHOOKS_FILE")), None)
+    toml_path = root / Path(where or "webhooks.toml").expanduser()
+    toml = _read_toml(toml_path, bool(where), problems)
+    tables = toml.pop("sources", None)
+    texts.append(_top_level(toml, problems))
+    values: dict[str, Any] = {}
+    for row in SETTINGS:
+        text = _look_up(row, texts, root, problems)
+        try:
+            values[row.name.lower()] = row.parse(text) if text or not row.secret else ""
+        except ValueError as error:
+            shown = "is not acceptable" if row.secret else f"is {text!r}"
+            problems.append(f"{row.name} {shown}: it must be {error}.")
+    for name in need:
+        if not values.get(name.lower(), True):
+            problems.append(_unset(name))
+    lookup = {**dotenv, **environ, "WEBHOOK_SECRET": values.get("webhook_secret", "")}
+    made = _sources(tables, toml_path.absolute().parent, lookup, problems) if sources else {}
+    if problems:
+        raise Invalid(problems)
+    values["redis_embedded"] = not values["redis_url"]
+    values["redis_url"] = values["redis_url"] or f"unix://{values['state_dir']}/redis.sock"
+    values["webhooks_file"] = toml_path
+    return Config(**values, sources=made)
+
+
+def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Give `parser` a flag for each setting named; secrets have none, since process lists show flags."""
+    for row in SETTINGS:
+        if row.name in names and not row.secret:
+            flag = "--" + row.name.lower().replace("_", "-")
+            parser.add_argument(flag, dest=row.name, metavar="VALUE", help=f"{row.meaning} (default {row.default})")
+
+
+def read_dotenv(path: Path, problems: list[str]) -> dict[str, str]:
+    """Return the NAME=value lines of `path`; a value may stand in quotes, and no character in it is special."""
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path} cannot be read: {_why(error)}.")
+        return {}
+    found = {}
+    for number, line in enumerate(lines, 1):
+        line = line.strip().removeprefix("export ")
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
+            problems.append(f"{path} line {number} is no NAME=value.")
+            continue
+        value = value.strip()
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        found[name.strip()] = value
+    return found
+
+
+def _read_toml(path: Path, wanted: bool, problems: list[str]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        if wanted:
+            problems.append(f"WEBHOOKS_FILE is {str(path)!r}, and there is no such file.")
+    except (OSError, ValueError) as error:
+        problems.append(f"{path} cannot be read: {_why(error)}.")
+    return {}
+
+
+def _top_level(toml: dict[str, Any], problems: list[str]) -> dict[str, str]:
+    """Return the settings at the head of webhooks.toml as texts; secrets and unknown names are refused."""
+    known = {row.name: row for row in SETTINGS}
+    for name in [n for n in toml if n.upper() not in known or known[n.upper()].secret]:
+        secret = name.upper() in known
+        problems.append(f"webhooks.toml: {name} " + ("is a secret: keep it in .env." if secret else "is no setting."))
+    return {name.upper(): str(value) for name, value in toml.items()}
+
+
+def _look_up(row: Setting, texts: Sequence[Mapping[str, str]], root: Path, problems: list[str]) -> str:
+    for place in texts:
+        if place.get(row.name):
+            return place[row.name]
+        if row.secret and place.get(row.name + "_FILE"):
+            return _read_secret(root / place[row.name + "_FILE"], row.name + "_FILE", problems)
+    return row.default
+
+
+def _read_secret(path: Path, named: str, problems: list[str]) -> str:
+    try:
+        return path.expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{named}: {path} cannot be read: {_why(error)}.")
+        return ""
+
+
+def _sources(
+    tables: Any, base: Path, lookup: Mapping[str, str], problems: list[str]
+) -> dict[str, Source]:
+    if tables is None:  # no webhooks.toml, or one without sources: there is one, github
+        tables = {"github": {"scheme": "github", "secrets": ["env:WEBHOOK_SECRET"]}}
+        if not lookup["WEBHOOK_SECRET"]:
+            problems.append(_unset("WEBHOOK_SECRET"))
+            return {}
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        problems.append("webhooks.toml: sources must be tables, such as [sources.github].")
+        return {}
+    made = (_source(name, table, base, lookup, problems) for name, table in tables.items())
+    return {source.signer.name: source for source in made if source}
+
+
+def _source(
+    name: str, table: dict[str, Any], base: Path, lookup: Mapping[str, str], problems: list[str]
+) -> Source | None:
+    """Return the source of one table of webhooks.toml, or None after adding to `problems`."""
+    before = len(problems)
+    say = f"webhooks.toml: [sources.{name}] "
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", name):
+        problems.append(f"{say}is no name for a source: use a-z, 0-9 and -, at most 64.")
+    checks = {**_COMMON, **(_HMAC if table.get("scheme") == "hmac" else {})}
+    for key, value in table.items():
+        if key not in checks:
+            problems.append(f"{say}{key} is no setting of a source with this scheme.")
+        elif not checks[key][0](value):
+            shown = "" if key == "secrets" else f" is {value!r}:"
+            problems.append(f"{say}{key}{shown} must be {checks[key][1]}.")
+    for key in ("scheme", "secrets"):
+        if key not in table:
+            problems.append(f"{say}{key} is missing: it must be {checks[key][1]}.")
+    if len(problems) > before:
+        return None
+    scheme = dataclasses.replace(SCHEMES[table["scheme"]], **{k: v for k, v in table.items() if k in _HMAC})
+    secrets = tuple(_resolve(ref, say, base, lookup, problems) for ref in table["secrets"])
+    for part, key in (("{timestamp}", "timestamp_header"), ("{id}", "id_header")):
+        if part in scheme.signed and not getattr(scheme, key):
+            problems.append(f"{say}signed has {part}, so {key} must say which header that is.")
+    if "{url}" in scheme.signed and "public_url" not in table:
+        problems.append(f"{say}signed has {{url}}, so public_url must say what senders call.")
+    handler = table.get("handler", "")
+    if handler:
+        try:
+            find_handler(handler, base)
+        except BadHandler as error:
+            problems.append(f"{say}handler is {handler!r}: {error}")
+    options = {k: table[k] for k in ("max_attempts", "retry_base_s", "retry_max_s", "timeout_s", "dedupe_s") if k in table}
+    signer = Signer(name, scheme, secrets, table.get("public_url", ""))
+    return Source(signer, handler, base, **options) if len(problems) == before else None
+
+
+def _resolve(reference: str, say: str, base: Path, lookup: Mapping[str, str], problems: list[str]) -> bytes:
+    """Return the secret that "env:NAME" or "file:PATH" refers to."""
+    kind, _, rest = reference.partition(":")
+    if kind == "env":
+        value = lookup.get(rest, "")
+    elif kind == "file":
+        value = _read_secret(base / rest, f"{say}secrets", problems)
+    else:
+        # The reference is not shown: it may be the secret itself, written into the wrong file.
+        problems.append(f'{say}secrets must be "env:NAME" or "file:PATH", never the secret itself.')
+        return b""
+    if len(value) < MIN_SECRET:
+        state = "is not set" if not value else f"is shorter than {MIN_SECRET} characters"
+        problems.append(f"{say}secrets: {reference} {state}; `openssl rand -hex 32` makes a good one.")
+    return value.encode()
+
+
+def _unset(name: str) -> str:
+    return f"{name} is not set: write {name}=… into .env, or start with `make run`, which makes one."
+
+
+def _why(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

@@ -1,0 +1,129 @@
+"""A job: the work owed for one delivery, its states, and the moves between them.
+
+Rules of this file: it is pure (no clock, no I/O, no Redis), and MOVES is the law. The store makes no move that
+is not in the table; tests/test_job.py walks every verb from every state against a real Redis to see that it holds.
+
+Promises: a job is in exactly one state, and only a verb moves it.
+Does not promise: order between jobs, or that a handler runs only once (a worker may die after its work and
+before it could say so; the job then runs again, with the same `id` and `delivery_id` to be idempotent with).
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+# The one drawing of the life of a job. README shows the same; tests/test_readme.py compares the two.
+DRAWING: Final = """\
+    accept ──▶ READY ──lease──▶ LEASED ──┬── complete ────▶ DONE
+                 ▲                 │     ├── reschedule ──▶ RETRY ──promote──▶ READY
+                 └─reclaim,release─┘     └── bury ────────▶ DEAD ──redrive──▶ READY
+                                                              │
+                                                    discard   ▼   restore (within 24 h)
+                                                          DISCARDED ──▶ DEAD
+"""
+
+ABSENT, READY, LEASED, RETRY, DEAD, DONE, DISCARDED = "absent", "ready", "leased", "retry", "dead", "done", "discarded"
+
+# If you change this table, also change DRAWING above, the script of the verb in hookq/lua, and README's drawing.
+MOVES: Final = {
+    (ABSENT, "accept"): READY,
+    (READY, "lease"): LEASED,
+    (LEASED, "complete"): DONE,
+    (LEASED, "reschedule"): RETRY,
+    (LEASED, "bury"): DEAD,
+    (LEASED, "release"): READY,  # leased, not started, and the worker drains
+    (LEASED, "reclaim"): READY,  # its worker is gone
+    (RETRY, "promote"): READY,
+    (DEAD, "redrive"): READY,
+    (DEAD, "discard"): DISCARDED,
+    (DISCARDED, "restore"): DEAD,
+}
+
+# Why a job is dead. `killed_worker`: three workers died of it (R9). `no_source`: the settings no longer name its source.
+REASONS: Final = ("max_attempts", "gave_up", "not_json", "killed_worker", "no_source")
+
+# The third death makes a dead letter: once is bad luck, twice is suspicious, and every further start costs a worker.
+MAX_DEATHS: Final = 3
+
+_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base32 in lower case: no i, l, o, u to misread
+
+
+class JobIds:
+    """Makes job ids: 16 characters, 50 bits of microseconds and 30 bits that tell processes apart.
+
+    They sort by time of arrival to the microsecond. Within a process they are strictly increasing, even when the
+    clock is stepped back; between processes the nonce keeps them apart.
+    """
+
+    def __init__(self, nonce: int) -> None:
+        self._tail = _base32(nonce & (1 << 30) - 1, 6)
+        self._last = 0
+
+    def make(self, now: float) -> str:
+        """Return the id of a job that arrived at `now` (unix seconds)."""
+        self._last = max(int(now * 1e6), self._last + 1)
+        return _base32(self._last, 10) + self._tail
+
+
+def _base32(number: int, width: int) -> str:
+    return "".join(_ALPHABET[number >> 5 * place & 31] for place in range(width - 1, -1, -1))
+
+
+class Headers(dict[str, str]):
+    """Header fields by name, whatever the case of the name; keys are kept in lower case."""
+
+    def __getitem__(self, name: str) -> str:
+        return super().__getitem__(name.lower())
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and super().__contains__(name.lower())
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(name.lower(), default)
+
+
+@dataclass(slots=True, frozen=True)
+class Delivery:
+    """One verified request, as it is stored and as a handler sees it.
+
+    `received_at` is in unix seconds, `attempt` counts runs of the handler from 1 (0 while nothing has run),
+    `body` are the signed bytes exactly as they came (R3), `head` the header lines as they came.
+    """
+
+    id: str
+    source: str
+    delivery_id: str
+    event_type: str
+    received_at: float
+    head: bytes = field(repr=False)
+    body: bytes = field(repr=False)
+    attempt: int = 0
+
+    @property
+    def headers(self) -> Headers:
+        """The sender's header fields; of a repeated one the values are joined with a comma (RFC 9110 section 5.3)."""
+        found = Headers()
+        for name, value in header_lines(self.head):
+            found[name] = f"{found[name]}, {value}" if name in found else value
+        return found
+
+    def json(self) -> Any:
+        """Return the parsed body: JSON, or the `payload` of a form, or the form's own fields.
+
+        Raises ValueError, with the parser's message, when it is neither.
+        """
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/x-www-form-urlencoded":
+            return json.loads(self.body)
+        form = parse_qs(self.body.decode(), keep_blank_values=True, strict_parsing=True, max_num_fields=1000)
+        return json.loads(form["payload"][0]) if "payload" in form else form
+
+
+def header_lines(head: bytes) -> Iterator[tuple[str, str]]:
+    """Yield (name in lower case, value) of header lines that `wire.parse_head` has already found to be well formed."""
+    for line in head.decode("latin-1").split("\r\n"):
+        name, colon, value = line.partition(":")
+        if colon:
+            yield name.lower(), value.strip(" \t")

@@ -1,0 +1,37 @@
+-- accept: ready jobs for a batch of verified deliveries, each unless it was seen before (R6). All or nothing: without
+-- allow-oom Redis refuses the script before it starts when memory is full.
+-- ARGV: the number of deliveries n, then 8 for each: dedupe_s, source, delivery_id, id, event_type, received_at, head,
+-- body; then pairs of metric and increment.
+-- Returns for each delivery the id of its job: its own when accepted, another one when it is a duplicate.
+-- A lost reply is harmless: the same call again finds its own id and changes nothing.
+local DAY = 86400
+local ids, streams = {}, {}
+local n = tonumber(ARGV[1])
+for i = 0, n - 1 do
+  local at = 2 + 8 * i
+  local dedupe, source, delivery_id, id = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local first = false
+  -- The id itself is claimed where the mark of the delivery would not outlive a retry of this call.
+  if delivery_id == '' or dedupe < DAY then
+    first = redis.call('SET', P .. 'made:' .. id, id, 'NX', 'GET', 'EX', DAY)
+  end
+  if not first and delivery_id ~= '' then
+    first = redis.call('SET', P .. 'seen:' .. source .. ':' .. delivery_id, id, 'NX', 'GET', 'EX', dedupe)
+  end
+  if not first then
+    if not streams[source] then
+      streams[source] = ready(source)
+      redis.call('SADD', P .. 'sources', source)
+    end
+    redis.call('XADD', streams[source], '*', 'v', '1', 'id', id, 'delivery_id', delivery_id, 'event_type', ARGV[at + 4],
+      'received_at', ARGV[at + 5], 'attempt', '0', 'deaths', '0', 'suspect', '0', 'head', ARGV[at + 6], 'body', ARGV[at + 7])
+    count('accepted:' .. source)
+    redis.call('HINCRBY', P .. 'ledger', 'accepted', 1)
+  elseif first ~= id then
+    count('duplicates:' .. source)
+  end
+  ids[i + 1] = first or id
+end
+for i = 2 + 8 * n, #ARGV, 2 do count(ARGV[i], tonumber(ARGV[i + 1])) end
+flush_counts()
+return ids

@@ -1,0 +1,17 @@
+-- promote: retries that are due become ready, the oldest first.
+-- ARGV: how many at most. Returns pairs of source and id.
+local moved = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'retry', '-inf', now(), 'LIMIT', 0, ARGV[1])) do
+  local source, values = parked_values(id)
+  if source then
+    enqueue(source, values)
+    redis.call('DEL', P .. 'job:' .. id)
+    redis.call('ZREM', P .. 'retry', id)
+    moved[#moved + 1] = source
+    moved[#moved + 1] = id
+  else
+    -- A member without its job is an orphan: the audit names it; here it must not stop the others for ever.
+    redis.call('ZADD', P .. 'retry', now() + 60, id)
+  end
+end
+return moved

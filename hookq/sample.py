@@ -1,0 +1,81 @@
+"""A signed sample for a running webhookd, followed to the end: the first minute of a new user, and a probe.
+
+It knows the daemon through its HTTP interface and the store, as any sender and operator would.
+"""
+
+import http.client
+import json
+import sys
+import time
+import uuid
+from pathlib import Path
+
+from hookq.config import Config
+from hookq.signing import sign
+from hookq.store import Away, Store
+
+PUSH = b'{"ref":"refs/heads/main","commits":[{"message":"A sample"}],"repository":{"full_name":"octocat/hello-world"}}'
+BROKEN = b"Hello, World! This is no JSON."
+FOLLOW_S = 60.0
+
+
+def send_sample(settings: Config, source: str, file: str, *, fail: bool) -> int:
+    """Send one delivery and print its story; return the exit code: 0 done, 1 anything else, 69 unreachable."""
+    if source not in settings.sources:
+        print(f"There is no source {source}; the settings have: {', '.join(sorted(settings.sources))}.", file=sys.stderr)
+        return 3
+    try:
+        body = BROKEN if fail else Path(file).read_bytes() if file else PUSH
+    except OSError as error:
+        print(f"{file} cannot be read: {error.strerror}.", file=sys.stderr)
+        return 1
+    headers = sign(settings.sources[source].signer, body, time.time(), str(uuid.uuid4()), "push")
+    started = time.monotonic()
+    try:
+        code, answer = _post(settings, source, body, headers)
+    except (OSError, http.client.HTTPException) as error:
+        why = f"{settings.host}:{settings.port} does not answer ({error})"
+        print(f"{why}. Start it with `make run`, or set HOST and PORT to where it runs.", file=sys.stderr)
+        return 69
+    took = 1000 * (time.monotonic() - started)
+    print(f"-->  {source}  push  {answer.get('id')}  {answer.get('status')}  {took:.1f} ms", flush=True)
+    if code not in (200, 202):
+        print(f"It was refused with {code}: {answer.get('reason')}.", file=sys.stderr)
+        return 1
+    try:
+        return _follow(settings, source, str(answer["id"]))
+    except Away as error:
+        print(f"It is safe, but Redis cannot be asked what became of it: {error}.", file=sys.stderr)
+        return 69
+
+
+def _post(settings: Config, source: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
+    connection = http.client.HTTPConnection(settings.host, settings.port, timeout=15)
+    try:
+        kind = {"Content-Type": "application/json"}
+        connection.request("POST", f"/api/webhooks/{source}", body, {**kind, **headers})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    except ValueError as error:
+        raise http.client.HTTPException(f"the answer is not webhookd's: {error}") from None
+    finally:
+        connection.close()
+
+
+def _follow(settings: Config, source: str, id: str) -> int:
+    store, told, end = Store(settings.redis_url, "sample"), 0, time.monotonic() + FOLLOW_S
+    words = {"job.complete": "done", "job.reschedule": "retry", "job.bury": "dead"}
+    while time.monotonic() < end:
+        events = [event for _, event in store.history(id) if event["event"] in words]
+        for event in events[told:]:
+            outcome, error = words[event["event"]], event.get("error") or ""
+            attempt = f"{event.get('attempt', 0)}/{event.get('of', '?')}"
+            print(f"<--  {source}  push  {id}  {outcome}  {attempt}  {event.get('run_ms', 0)} ms  {error}", flush=True)
+            if outcome != "retry":
+                if outcome == "dead":
+                    print(f"See it: dlqctl --show {id}   put it back: dlqctl --retry N, where N is its number in dlqctl --view")
+                return 0 if outcome == "done" else 1
+        told = len(events)
+        time.sleep(0.05)
+    print(f"It is safe and not done yet after {FOLLOW_S:g} s. Follow it: dlqctl --show {id}", file=sys.stderr)
+    return 1

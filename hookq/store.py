@@ -1,0 +1,629 @@
+"""The store: the only file that knows Redis. One verb, one atomic step (R4), most of them a script in hookq/lua.
+
+    key                            type    contents                                                     expiry
+    {hookq}:sources                SET     every source ever accepted; workers and audit go by it       never
+    {hookq}:ready:<source>         STREAM  one entry per ready or leased job, the whole delivery in it  when settled
+      group "workers"                      its pending list is the table of leases
+    {hookq}:seen:<source>:<did>    STRING  job id of the delivery with this delivery id (R6)            dedupe_s
+    {hookq}:made:<job id>          STRING  claims a job id where no `seen` outlives a day               1 day
+    {hookq}:retry                  ZSET    job id → due, unix seconds                                   when promoted
+    {hookq}:dead                   ZSET    job id → died at, unix seconds                               by a person
+    {hookq}:job:<id>               HASH    a parked job (retry, dead, discarded), body included         24 h once discarded
+    {hookq}:batches                ZSET    batch → discarded at                                         24 h
+    {hookq}:batch:<batch>          ZSET    job id → died at, of what one act discarded                  24 h
+    {hookq}:ledger                 HASH    accepted, done, discarded: they move with the jobs           never
+    {hookq}:metrics                HASH    counters: <name>:<source>[:<label>]                          never
+    {hookq}:history                STREAM  what was done lately, without bodies; about 10,000           by count
+    {hookq}:workers                HASH    worker → heartbeat (JSON)                                    when it is gone
+    {hookq}:hand                   HASH    worker → entry of a suspect job it is about to run           when it is gone
+    {hookq}:epoch                  STRING  made once; gone means that Redis came back empty             never
+
+An entry of a stream holds: v (format, 1), id, delivery_id, event_type, received_at, attempt (runs so far), deaths,
+suspect, head (header lines as they came), body. An entry never changes hands: whoever takes a job over makes a new
+entry and removes the old one. So the entry is the fence: a worker that is late finds nothing to settle (R5).
+
+Why scripts: each either runs whole or not at all, also when memory is full ("#!lua" makes Redis refuse it before it
+starts). Those that settle or free carry allow-oom, so that a full Redis can still be drained.
+Why no retries in the client: redis-py would run a write twice after a lost reply. Who may try again does so here,
+with verbs that find their own earlier work.
+
+Promises: a verb that raised Away has done all of its work or none. Does not promise which: ask again.
+"""
+
+import contextlib
+import hashlib
+import json
+import secrets as random_bytes
+import select
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import hiredis
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry as ClientRetry
+
+from hookq.job import MAX_DEATHS, Delivery
+
+PREFIX: Final = "{hookq}:"
+GROUP: Final = "workers"
+BATCH_KEPT_S: Final = 86_400
+HISTORY_READ: Final = 10_000
+# A lease lasts this long without a renewal. Renewed every 10 s, so three renewals may fail.
+LEASE_S: Final = 30.0
+RENEW_S: Final = 10.0
+# Scripts are atomic: while one runs nobody else is served. 500 rows take about 5 ms.
+CHUNK: Final = 500
+
+_ALLOW_OOM: Final = ("settle", "promote", "reclaim", "redrive", "discard", "restore")
+_READ_ONLY: Final = ("audit", "find")
+
+
+class Away(Exception):
+    """Redis cannot be used now; the message says what happened and is safe to show."""
+
+
+class Lease(NamedTuple):
+    """The right to run and settle one job, for as long as it is renewed."""
+
+    entry: bytes
+    delivery: Delivery
+    deaths: int
+    suspect: bool
+
+
+class Settled(NamedTuple):
+    """What ends an attempt. `outcome` is done, retry (after `delay_s`), dead (for `reason`), or ready (given back)."""
+
+    lease: Lease
+    outcome: str
+    facts: Mapping[str, Any] = {}
+    delay_s: float = 0.0
+    reason: str = ""
+
+
+class Parked(NamedTuple):
+    """A job outside the streams, without its body. `at` is when it died or is due; `facts` are of its last attempt."""
+
+    id: str
+    source: str
+    delivery_id: str
+    event_type: str
+    received_at: float
+    attempt: int
+    deaths: int
+    reason: str
+    at: float
+    size: int
+    facts: dict[str, Any]
+
+
+def _scripts() -> dict[str, tuple[str, str]]:
+    """Return verb → (SHA-1, text) of every script; the shared prelude is part of each."""
+    folder = Path(__file__).with_name("lua")
+    prelude, made = (folder / "prelude.lua").read_text(), {}
+    for path in folder.glob("*.lua"):
+        flags = " flags=allow-oom" if path.stem in _ALLOW_OOM else " flags=no-writes" if path.stem in _READ_ONLY else ""
+        text = f"#!lua{flags}\n{prelude}{path.read_text()}"
+        made[path.stem] = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text
+    del made["prelude"]
+    return made
+
+
+SCRIPTS: Final = _scripts()
+
+
+def key(*parts: str) -> str:
+    """Return the name of a key; nobody else spells one."""
+    return PREFIX + ":".join(parts)
+
+
+@contextlib.contextmanager
+def _reaching() -> Iterator[None]:
+    """Turn every failure of Redis, whatever its kind, into Away."""
+    try:
+        yield
+    except (redis.RedisError, hiredis.HiredisError, OSError) as error:
+        raise Away(f"{type(error).__name__}: {error}") from error
+
+
+def connect(url: str, timeout_s: float, name: str) -> "redis.Redis":
+    """Return a client that never retries by itself. `name` is what CLIENT LIST shows."""
+    return redis.Redis.from_url(
+        url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=ClientRetry(NoBackoff(), 0), protocol=2, client_name=name
+    )
+
+
+class Store:
+    """The verbs. One instance per thread: a blocked lease must not hold up a renewal."""
+
+    def __init__(self, url: str, name: str, *, timeout_s: float = 5.0) -> None:
+        self.name = name
+        self.redis = connect(url, timeout_s, name)
+        self.redis.set_response_callback("XREADGROUP", lambda reply, **_: reply)
+        self._groups: set[str] = set()
+
+    def close(self) -> None:
+        self.redis.close()
+
+    # ---------------- ingestion
+
+    def accept(self, batch: Sequence[tuple[Delivery, int]]) -> list[str]:
+        """Make a job of each (delivery, dedupe_s) unless it was seen; return the ids of their jobs.
+
+        Another id than the delivery's own says that it is a duplicate of that job.
+        """
+        return [id.decode() for id in self._run("accept", *accept_args(batch, {}))]
+
+    # ---------------- workers
+
+    def lease(self, sources: Iterable[str], count: int, block_ms: int, *, again: bool = False) -> list[Lease]:
+        """Return up to `count` jobs per source, waiting up to `block_ms` for the first.
+
+        `again` returns what this worker holds already: after a lost reply nobody else knows of those.
+        """
+        names = sorted(sources)
+        self._make_groups(names)
+        wait = [] if again else ["BLOCK", block_ms]
+        where = [key("ready", name) for name in names] + ["0" if again else ">"] * len(names)
+        try:
+            with _reaching():
+                found = self.redis.execute_command(
+                    "XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count, *wait, "STREAMS", *where
+                )
+        except Away as error:
+            if "NOGROUP" in str(error):  # Redis came back empty: the groups are made again
+                self._groups.clear()
+            raise
+        leases = []
+        for stream, entries in found or ():
+            source = stream.decode().removeprefix(key("ready", ""))
+            leases += [_lease(source, entry, values) for entry, values in entries if values]
+        return leases
+
+    def settle(self, settled: Sequence[Settled]) -> list[bool]:
+        """End the attempts; False for each whose lease was lost meanwhile: nothing was changed for it (R5)."""
+        rows: list[Any] = []
+        for row in settled:
+            facts = json.dumps(row.facts, separators=(",", ":"))
+            rows += [row.lease.delivery.source, row.lease.entry, row.outcome, row.delay_s, row.reason, facts]
+        return [bool(done) for done in self._run("settle", *rows)]
+
+    def promote(self, limit: int = 100) -> list[tuple[str, str]]:
+        """Make due retries ready; return their (source, id)."""
+        found = [value.decode() for value in self._run("promote", limit)]
+        return list(zip(found[::2], found[1::2], strict=True))
+
+    def renew(self, leases: Mapping[str, Sequence[bytes]]) -> None:
+        """Extend the leases of these entries, by source. XCLAIM does nothing for an entry that is gone."""
+        with _reaching():
+            pipe = self.redis.pipeline(transaction=False)
+            for source, entries in leases.items():
+                if entries:
+                    pipe.execute_command("XCLAIM", key("ready", source), GROUP, self.name, 0, *entries, "JUSTID")
+            pipe.execute()
+
+    def announce(self, lease: Lease | None) -> None:
+        """Write down which suspect job is run next, so that its death is charged to it alone (R9)."""
+        with _reaching():
+            if lease:
+                self.redis.hset(key("hand"), self.name, lease.entry)
+            else:
+                self.redis.hdel(key("hand"), self.name)
+
+    def reclaim(self, worker: str, *, idle_s: float = 0.0) -> list[tuple[str, str, str, int]]:
+        """Take the leases of a worker that is gone, or those idle for `idle_s`; return (source, id, outcome, deaths)."""
+        found = self._run("reclaim", worker, int(idle_s * 1000), MAX_DEATHS, "0" if idle_s else "1")
+        flat = [value.decode() for value in found]
+        return [(flat[i], flat[i + 1], flat[i + 2], int(flat[i + 3])) for i in range(0, len(flat), 4)]
+
+    def holders(self) -> set[str]:
+        """Return every worker that Redis knows: by heartbeat, or as a consumer of a group."""
+        with _reaching():
+            names = {name.decode() for name in self.redis.hkeys(key("workers"))}
+            for source in self.sources():
+                with contextlib.suppress(redis.ResponseError):  # no group yet
+                    names |= {c["name"].decode() for c in self.redis.xinfo_consumers(key("ready", source), GROUP)}
+            return names
+
+    def connected(self) -> set[str] | None:
+        """Return the names of all clients, or None when that says nothing: not allowed, or Redis only just started."""
+        try:
+            if int(self.redis.info("server")["uptime_in_seconds"]) <= 2:
+                return None
+            return {client["name"] for client in self.redis.client_list()}
+        except redis.ResponseError:
+            return None
+        except (redis.RedisError, OSError) as error:
+            raise Away(str(error)) from error
+
+    def beat(self, heartbeat: Mapping[str, Any]) -> None:
+        """Say that this worker lives, and what it does."""
+        with _reaching():
+            self.redis.hset(key("workers"), self.name, json.dumps(heartbeat))
+
+    def sources(self) -> set[str]:
+        """Return every source that ever had a delivery, also those the settings no longer have."""
+        with _reaching():
+            return {name.decode() for name in self.redis.smembers(key("sources"))}
+
+    def _make_groups(self, sources: Iterable[str]) -> None:
+        for source in sources:
+            if source not in self._groups:
+                with _reaching(), contextlib.suppress(redis.ResponseError):  # BUSYGROUP: it is there
+                    self.redis.xgroup_create(key("ready", source), GROUP, id="0", mkstream=True)
+                self._groups.add(source)
+
+    # ---------------- operators
+
+    def redrive_rank(self, rank: int, by: str) -> str | None:
+        """Put back the dead letter at `rank` (0 is the oldest); return its id, or None when there is no such rank.
+
+        WATCH, read the rank, MULTI, script, EXEC. When the dead set changed in between, the same id is tried again
+        as long as it is dead: whoever loses that race is told with LookupError, and never moves a neighbour.
+        """
+        with _reaching():
+            id = next(iter(self.redis.zrange(key("dead"), rank, rank)), None)
+            while id is not None:
+                with self.redis.pipeline() as pipe:
+                    pipe.watch(key("dead"))
+                    if pipe.zscore(key("dead"), id) is None:
+                        raise LookupError(id.decode())
+                    pipe.multi()
+                    pipe.eval(SCRIPTS["redrive"][1], 1, PREFIX, by, id)
+                    with contextlib.suppress(redis.WatchError):
+                        if pipe.execute()[0]:
+                            return str(id.decode())
+        return None
+
+    def redrive(self, ids: Sequence[str], by: str) -> list[str]:
+        """Put these dead letters back; return those that were."""
+        return self._in_chunks("redrive", ids, by)
+
+    def discard(self, ids: Sequence[str], by: str, batch: str) -> list[str]:
+        """Remove these dead letters, restorable for 24 h as `batch`; return those that were."""
+        return self._in_chunks("discard", ids, by, batch, BATCH_KEPT_S)
+
+    def restore(self, batch: str, by: str) -> list[str]:
+        """Make the dead letters of a batch dead letters again; return them."""
+        restored: list[str] = []
+        while True:
+            with _reaching():
+                left = self.redis.zcard(key("batch", batch))
+            restored += [id.decode() for id in self._run("restore", by, batch, CHUNK)]
+            if not left:
+                return restored
+
+    def last_batch(self) -> str | None:
+        """Return the batch that was discarded last and can still be restored."""
+        with _reaching():
+            for batch in self.redis.zrevrange(key("batches"), 0, -1):
+                if self.redis.exists(key("batch", batch.decode())):
+                    return str(batch.decode())
+        return None
+
+    def _in_chunks(self, verb: str, ids: Sequence[str], *args: Any) -> list[str]:
+        """Run a script on `ids`, each chunk within MULTI/EXEC; return the ids it moved."""
+        moved: list[str] = []
+        for start in range(0, len(ids), CHUNK):
+            with _reaching(), self.redis.pipeline() as pipe:
+                pipe.eval(SCRIPTS[verb][1], 1, PREFIX, *args, *ids[start : start + CHUNK])
+                moved += [id.decode() for id in pipe.execute()[0]]
+        return moved
+
+    # ---------------- reading
+
+    def audit(self) -> dict[str, Any]:
+        """Return the ledger: totals, `gap`, and `sources` (name → ready, leased), all from one moment."""
+        found = self._run("audit")
+        totals = dict(zip(("accepted", "done", "discarded", "retry", "dead"), found[:5], strict=True))
+        sources = {found[i].decode(): (found[i + 1], found[i + 2]) for i in range(5, len(found), 3)}
+        ready, leased = (sum(pair[n] for pair in sources.values()) for n in (0, 1))
+        held = ready + leased + totals["retry"] + totals["dead"] + totals["done"] + totals["discarded"]
+        return {**totals, "ready": ready, "leased": leased, "spooled": 0, "gap": totals["accepted"] - held, "sources": sources}
+
+    def orphans(self) -> list[str]:
+        """Return a line for each member of a set without its job, and each parked job that is in no set."""
+        lines = []
+        with _reaching():
+            members: set[bytes] = set()
+            for name in ("retry", "dead"):
+                ids = [id for id, _ in self.redis.zscan_iter(key(name), count=1000)]
+                members.update(ids)
+                for id in ids:
+                    # Looked at twice: between the two reads it may just have been moved on.
+                    if not self.redis.exists(key("job", id.decode())) and self.redis.zscore(key(name), id) is not None:
+                        lines.append(f"{id.decode()} is in {name} without its job")
+            for found in self.redis.scan_iter(key("job", "*"), count=1000):
+                id = found.removeprefix(key("job", "").encode())
+                parked = (self.redis.zscore(key(name), id) is not None for name in ("retry", "dead"))
+                if id not in members and self.redis.ttl(found) == -1 and not any(parked):
+                    lines.append(f"{id.decode()} is a parked job in neither retry nor dead")
+        return lines
+
+    def parked(self, state: str, start: int = 0, stop: int = -1, *, newest: bool = False) -> list[Parked]:
+        """Return jobs of `state` (retry, dead) by rank, without bodies."""
+        with _reaching():
+            found = self.redis.zrange(key(state), start, stop, desc=newest, withscores=True)
+            return [job for id, at in found if (job := self.parked_job(id.decode(), at))]
+
+    def parked_job(self, id: str, at: float = 0.0) -> Parked | None:
+        """Return one parked job without its body, or None."""
+        names = ("source", "delivery_id", "event_type", "received_at", "attempt", "deaths", "reason", "error")
+        with _reaching():
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.hmget(key("job", id), names)
+            pipe.hstrlen(key("job", id), "body")
+            values, size = pipe.execute()
+        if values[0] is None:
+            return None
+        source, delivery_id, event_type, received_at, attempt, deaths, reason, error = [(v or b"").decode("utf-8", "replace") for v in values]
+        facts = json.loads(error or "{}")
+        return Parked(id, source, delivery_id, event_type, float(received_at), int(attempt), int(deaths), reason, at, size, facts)
+
+    def dead_ids(self) -> list[str]:
+        """Return the ids of all dead letters, the oldest first."""
+        with _reaching():
+            return [id.decode() for id in self.redis.zrange(key("dead"), 0, -1)]
+
+    def states_of(self, text: str) -> dict[str, str]:
+        """Return id → state of every job whose id begins with `text`, or whose delivery id is `text`."""
+        found: dict[str, str] = {}
+        with _reaching():
+            for id, event in self.history():
+                if id.startswith(text):
+                    found[id] = {"job.complete": "done", "job.discard": "discarded"}.get(event["event"], "")
+            wanted = {text} | {seen.decode() for source in self.sources() if (seen := self.redis.get(key("seen", source, text)))}
+            for begin in wanted:
+                for state in ("retry", "dead"):
+                    for id, _ in self.redis.zscan_iter(key(state), match=_glob(begin) + "*", count=1000):
+                        found[id.decode()] = state
+                for source in self.sources():
+                    for entry, id in self._find(source, begin):
+                        held = self.redis.xpending_range(key("ready", source), GROUP, entry, entry, 1)
+                        found[id] = "leased" if held else "ready"
+                if begin != text:
+                    found.setdefault(begin, "done")
+        return {id: state or "gone" for id, state in found.items()}
+
+    def _find(self, source: str, begin: str) -> Iterator[tuple[str, str]]:
+        after = b"-"
+        while after:
+            after, *found = self._run("find", source, after, 200, begin)
+            flat = [value.decode() for value in found]
+            yield from zip(flat[::2], flat[1::2], strict=True)
+
+    def delivery(self, id: str) -> Delivery | None:
+        """Return the delivery of a job that is not done, body included, or None when it is not kept any more."""
+        with _reaching():
+            found = self.redis.hgetall(key("job", id))
+            if found:
+                return _delivery(found[b"source"].decode(), found)
+            for source in self.sources():
+                for entry, _ in self._find(source, id):
+                    for _, values in self.redis.xrange(key("ready", source), entry, entry):
+                        return _delivery(source, values)
+        return None
+
+    def history(self, id: str = "") -> list[tuple[str, dict[str, Any]]]:
+        """Return (id, event) of the latest events, the oldest first; an event has at, event, source and its facts."""
+        with _reaching():
+            entries = self.redis.xrevrange(key("history"), count=HISTORY_READ)
+        found = []
+        for entry, values in reversed(entries):
+            if not id or values[b"id"].decode() == id:
+                told = {"at": int(entry.split(b"-")[0]) / 1000, "event": values[b"event"].decode(), "source": values[b"source"].decode()}
+                found.append((values[b"id"].decode(), {**told, **json.loads(values[b"facts"])}))
+        return found
+
+    def metrics(self) -> dict[str, int]:
+        """Return every counter; names are as in the keyspace above."""
+        with _reaching():
+            return {name.decode(): int(value) for name, value in self.redis.hgetall(key("metrics")).items()}
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Return the last heartbeat of each worker by its name."""
+        with _reaching():
+            return {name.decode(): json.loads(beat) for name, beat in self.redis.hgetall(key("workers")).items()}
+
+    def ping(self) -> None:
+        """Return when Redis answers, else raise Away."""
+        with _reaching():
+            self.redis.ping()
+
+    def epoch(self) -> str:
+        """Return the mark that this Redis carries; a new one after it came back empty."""
+        with _reaching():
+            fresh = random_bytes.token_hex(8)
+            return str((self.redis.set(key("epoch"), fresh, nx=True, get=True) or fresh.encode()).decode())
+
+    def health(self) -> tuple[dict[str, str], list[str]]:
+        """Return what the boot check found (version, appendonly …), and a sentence for each setting that can lose jobs."""
+        with _reaching():
+            info = self.redis.info()
+            found = {"version": str(info["redis_version"]), "maxmemory-policy": str(info["maxmemory_policy"])}
+            found["appendonly"] = "yes" if info["aof_enabled"] else "no"
+            with contextlib.suppress(redis.ResponseError):  # CONFIG is often not allowed
+                found["appendfsync"] = self.redis.config_get("appendfsync").get("appendfsync", "")
+        risks = []
+        if found["maxmemory-policy"] != "noeviction":
+            risks.append(f"maxmemory-policy is {found['maxmemory-policy']}: a full Redis throws jobs away; set noeviction.")
+        if found["appendonly"] == "no":
+            risks.append("appendonly is no: a restart of Redis loses jobs; set appendonly yes.")
+        elif found.get("appendfsync", "always") != "always":
+            risks.append(f"appendfsync is {found['appendfsync']}: a crash can lose the last second; set always.")
+        limit = int(info.get("maxmemory", 0))
+        if limit and int(info["used_memory"]) > 0.9 * limit:
+            risks.append("memory is over 90% full: raise maxmemory or discard dead letters.")
+        return found, risks
+
+    def _run(self, verb: str, *args: Any) -> Any:
+        """Run a script; loads it where Redis does not know it (NOSCRIPT says that nothing ran)."""
+        sha, text = SCRIPTS[verb]
+        with _reaching():
+            try:
+                return self.redis.evalsha(sha, 1, PREFIX, *args)
+            except redis.exceptions.NoScriptError:
+                return self.redis.eval(text, 1, PREFIX, *args)
+
+
+def accept_args(batch: Sequence[tuple[Delivery, int]], counters: Mapping[str, int]) -> list[Any]:
+    """Return the ARGV of accept.lua."""
+    args: list[Any] = [len(batch)]
+    for d, dedupe_s in batch:
+        args += (dedupe_s, d.source, d.delivery_id, d.id, d.event_type, f"{d.received_at:.6f}", d.head, d.body)
+    for name, by in counters.items():
+        args += (name, by)
+    return args
+
+
+def _lease(source: str, entry: bytes, values: Sequence[bytes]) -> Lease:
+    found = dict(zip(values[::2], values[1::2], strict=True))
+    return Lease(entry, _delivery(source, found), int(found[b"deaths"]), found[b"suspect"] == b"1")
+
+
+def _delivery(source: str, found: Mapping[bytes, bytes]) -> Delivery:
+    return Delivery(
+        found[b"id"].decode(),
+        source,
+        found[b"delivery_id"].decode(),
+        found[b"event_type"].decode(),
+        float(found[b"received_at"]),
+        found[b"head"],
+        found[b"body"],
+        int(found[b"attempt"]),
+    )
+
+
+def _glob(text: str) -> str:
+    return "".join("\\" + c if c in "*?[]^-\\" else c for c in text)
+
+
+class Intake:
+    """accept() for an event loop: several batches under way on one connection, never blocking.
+
+    redis-py sets the connection up (login, TLS, database); then its socket is ours. `start` connects in a thread and
+    calls `wake` when that is over. Any failure ends the connection: what was under way is handed back by `failed` and
+    may or may not have been done; a sender that repeats it is answered as a duplicate (R6).
+    """
+
+    # Two: while Redis syncs one batch, the next is gathered. More only makes the queue longer.
+    MAX_UNDER_WAY: Final = 2
+
+    def __init__(self, url: str, name: str, wake: Callable[[], None], limit_s: float = 1.0) -> None:
+        self._client = connect(url, limit_s, name)
+        self._wake, self._limit_s = wake, limit_s
+        self._link: Any = None
+        self._made: Any = None
+        self._out = b""
+        self._batches: list[tuple[float, Any]] = []
+        self._starting = False
+        self.sock: Any = None
+        self.why = "it was not reached yet"
+
+    @property
+    def up(self) -> bool:
+        return self.sock is not None
+
+    @property
+    def busy(self) -> bool:
+        return len(self._batches) >= self.MAX_UNDER_WAY or bool(self._out)
+
+    @property
+    def under_way(self) -> int:
+        return len(self._batches)
+
+    def start(self) -> None:
+        """Connect in the background, unless that is going on."""
+        if not self._starting:
+            self._starting = True
+            threading.Thread(target=self._connect, daemon=True).start()
+
+    def _connect(self) -> None:
+        link = None
+        try:
+            with _reaching():
+                link = self._client.connection_pool.make_connection()
+                link.connect()
+                link.send_command("SCRIPT", "LOAD", SCRIPTS["accept"][1])
+                link.read_response()
+                # An empty batch is refused just as a full one would be: out of memory, read-only, disk error.
+                link.send_command("EVALSHA", SCRIPTS["accept"][0], 1, PREFIX, 0)
+                link.read_response()
+                link._sock.setblocking(False)
+            self._made = link
+        except Away as error:
+            self.why = str(error)
+            with contextlib.suppress(Exception):
+                link.disconnect() if link else None
+        self._starting = False
+        self._wake()
+
+    def adopt(self) -> bool:
+        """Take the connection that start() has made; True when there is a new one."""
+        link, self._made = self._made, None
+        if link is None:
+            return False
+        self._link, self.sock, self._reader, self._out = link, link._sock, hiredis.Reader(), b""
+        return True
+
+    def submit(self, batch: Sequence[tuple[Delivery, int]], counters: Mapping[str, int], token: Any) -> None:
+        """Send a batch; `received` gives `token` back with the ids."""
+        command = ("EVALSHA", SCRIPTS["accept"][0], "1", PREFIX, *accept_args(batch, counters))
+        self._batches.append((time.monotonic() + self._limit_s, token))
+        self._out += hiredis.pack_command(command)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what is left; `wants_write` says whether there is more."""
+        with _reaching():
+            try:
+                sent = self.sock.send(self._out)
+                self._out = self._out[sent:]
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                pass
+
+    @property
+    def wants_write(self) -> bool:
+        return bool(self._out)
+
+    def received(self) -> list[tuple[Any, list[str]]]:
+        """Return (token, ids) of each batch that is durable by now. Raises Away."""
+        finished = []
+        with _reaching():
+            try:
+                while data := self.sock.recv(65536):
+                    self._reader.feed(data)
+                    if len(data) < 65536 and not isinstance(self.sock, ssl.SSLSocket):
+                        break
+                else:
+                    raise ConnectionResetError("Redis closed the connection")
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                pass
+            while (reply := self._reader.gets()) is not False:
+                if isinstance(reply, Exception):
+                    raise redis.ResponseError(str(reply))
+                _, token = self._batches.pop(0)
+                finished.append((token, [id.decode() for id in reply]))
+        return finished
+
+    def overdue(self, now: float) -> bool:
+        """Tell whether a batch has waited longer than the limit of a command (R7)."""
+        return bool(self._batches) and now > self._batches[0][0]
+
+    def failed(self, why: str) -> list[Any]:
+        """Give the connection up; return the tokens that were under way."""
+        tokens, self.why = [token for _, token in self._batches], why
+        self._batches.clear()
+        with contextlib.suppress(Exception):
+            self._link.disconnect()
+        self._link = self.sock = None
+        return tokens
+
+    def wait(self, seconds: float) -> None:
+        """Block until the connection has something to say; for tests and the start of a drain."""
+        select.select([self.sock], [], [], seconds)

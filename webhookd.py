@@ -1,0 +1,568 @@
+#!/usr/bin/env python3
+"""Takes deliveries in: bounded HTTP, the signature, a durable job, then the answer (R1).
+
+One thread serves all connections through `selectors`. Each turn of the loop reads what has arrived, verifies it, and
+commits all deliveries of the turn with one script call; while Redis syncs it to disk the next turn is read. That is
+what makes it fast: most of the cost of a delivery is round trips and system calls, and they are shared.
+
+Of http.server it keeps HTTPServer: the life of the listening socket. It replaces the rest: BaseHTTPRequestHandler
+parses leniently (two Content-Lengths, bare CR, a body by Transfer-Encoding: each a way to smuggle a request), waits
+without an absolute limit, answers errors so that senders do not get to read them, and wants a thread for each
+connection.
+
+Promises: 202 and 200 are sent after Redis has the delivery on disk; every refusal has its reason; memory, time and
+connections are bounded. Does not promise: to take anything while Redis is away: 503 with Retry-After.
+"""
+
+import argparse
+import heapq
+import http.server
+import json
+import os
+import resource
+import selectors
+import socket
+import stat
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from pathlib import Path
+
+from hookq import log, process, wire
+from hookq.config import VERSION, Config, add_flags, load
+from hookq.job import Delivery, JobIds
+from hookq.sample import send_sample
+from hookq.signing import Rejected, verify
+from hookq.store import Away, Intake
+from hookq.wire import BadRequest, Request
+
+PREFIX = "/api/webhooks/"
+JSON, TEXT = "application/json", "text/plain; charset=utf-8"
+
+READ = 256 * 1024  # one read; GitHub's usual request fits with room to spare
+READ_AHEAD = 64 * 1024  # of pipelined requests, while one is being answered
+ACCEPTS = 64  # new connections per turn, so that a burst of them does not starve those already here
+BATCH, BATCH_BYTES = 64, 4 << 20  # of one commit: bounds how long Redis is busy with it
+SWEEP_S = 0.5  # how often deadlines are looked at
+RETRY_AFTER_S = 5
+REFUSALS_PER_S = 20  # log lines; the counters are exact
+DRAIN_NEW_S, DRAIN_KEPT_S, DRAIN_S = 2.0, 0.3, 10.0
+FOREVER = float("inf")
+
+STATUS = {"unknown_source": 404, "too_large": 413, "overloaded": 503, "bad_request": 400}  # every other reason: 401
+
+
+class Connection:
+    """One client. `deadline` is absolute; `request` is set from the head's end to the answer; `waiting` says that its
+    delivery is on the way to Redis; `lingering` that the answer is out and the rest is thrown away."""
+
+    __slots__ = ("buffer", "close", "deadline", "ended", "held", "kept", "lingering", "mask", "out", "request", "sock", "since", "waiting", "wasted", "where")
+
+    def __init__(self, sock: socket.socket, now: float) -> None:
+        self.sock = sock
+        self.buffer: bytes | bytearray = b""
+        self.out = b""
+        self.request: Request | None = None
+        self.where = 0  # of the body in the buffer
+        self.waiting = self.lingering = self.close = self.kept = self.ended = False
+        self.held = self.wasted = 0
+        self.mask = selectors.EVENT_READ
+        self.since = now
+        self.deadline = now + wire.HEAD_S
+
+    @property
+    def idle(self) -> bool:
+        return not (self.request or self.buffer or self.waiting or self.out)
+
+
+class Server(http.server.HTTPServer):
+    """The listening socket and the loop. `run` returns when everything that was asked is answered."""
+
+    request_queue_size = 1024  # a burst of connects waits here; the default of 5 turned 46 of 100 away
+    allow_reuse_address = True
+
+    def __init__(self, settings: Config, inherited: socket.socket | None = None) -> None:
+        address = (settings.host, settings.port)
+        super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=False)
+        if inherited:
+            self.socket.close()
+            self.socket = inherited
+        else:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.socket.bind(address)  # not server_bind(): that asks DNS for our name, which can take a minute
+            self.server_activate()
+        self.socket.setblocking(False)  # shared with the other processes: somebody else may take the connection
+        self.settings = settings
+        self.selector = selectors.DefaultSelector()
+        self.connections: set[Connection] = set()
+        self.pending: deque[tuple[Connection, Delivery, int]] = deque()
+        self.counters: Counter[str] = Counter()
+        self.held = 0
+        self.draining_since = 0.0
+        self.accepting = False
+        self.refusals = (0, 0)
+        self.ids = JobIds(int.from_bytes(process.secrets.token_bytes(4)))
+        self.date = (0, "")
+        self.waker, self.woken = socket.socketpair()
+        self.woken.setblocking(False)
+        self.waker.setblocking(False)
+        self.intake = Intake(settings.redis_url, process.name_of("ingest"), self.wake)
+        self.retry_at = self.flushed_at = 0.0
+        self.intake_mask = 0
+
+    # ---------------- the loop
+
+    def wake(self) -> None:
+        """End a wait in select; called from signal handlers and the connecting thread."""
+        try:
+            self.waker.send(b"!")
+        except OSError:
+            pass
+
+    def run(self, signals: process.Signals, reload_wanted: Callable[[], bool]) -> None:
+        self.selector.register(self.woken, selectors.EVENT_READ, self._woken)
+        self.intake.start()
+        self._listen(True)
+        swept = 0.0
+        while not (self.draining_since and self._drained()):
+            for event, mask in self.selector.select(0.05 if self.draining_since else SWEEP_S):
+                event.data(mask) if callable(event.data) else self._on_connection(event.data, mask)
+            self._commit()
+            now = time.monotonic()
+            if now - swept >= SWEEP_S or self.draining_since:
+                swept = now
+                self._sweep(now)
+            if signals.asked and not self.draining_since and (signals.stop or reload_wanted()):
+                self._drain(now, signals.stop)
+
+    def _woken(self, _mask: int) -> None:
+        self.woken.recv(4096)
+        if self.intake.adopt():
+            log.event("redis.up")
+            self.intake_mask = 0
+            self._watch_intake()
+
+    def _listen(self, on: bool) -> None:
+        if on != self.accepting:
+            self.accepting = on
+            if on:
+                self.selector.register(self.socket, selectors.EVENT_READ, self._on_listener)
+            else:
+                self.selector.unregister(self.socket)
+
+    def _on_listener(self, _mask: int) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                sock, _ = self.socket.accept()
+            except (BlockingIOError, ConnectionError):
+                return
+            except OSError as error:  # out of files or memory: the backlog keeps what waits, the sweep tries again
+                log.event("connections.exhausted", "error", error=error.strerror)
+                self._listen(False)
+                return
+            if len(self.connections) >= self.settings.max_connections:
+                self._evict()
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = Connection(sock, time.monotonic())
+            self.connections.add(connection)
+            self.selector.register(sock, selectors.EVENT_READ, connection)
+            self._on_connection(connection, selectors.EVENT_READ)  # its request is usually here already
+
+    def _evict(self) -> None:
+        """Make room: whoever has sent nothing complete for the longest goes first, then new ones get their chance."""
+        candidates = [c for c in self.connections if not c.waiting and not c.out]
+        for connection in heapq.nsmallest(32, candidates, key=lambda c: c.since):
+            self.counters["evicted_connections"] += 1
+            self._forget(connection)
+
+    # ---------------- one connection
+
+    def _on_connection(self, c: Connection, mask: int) -> None:
+        try:
+            if mask & selectors.EVENT_WRITE:
+                self._flush(c)
+            if mask & selectors.EVENT_READ and c in self.connections:
+                self._read(c)
+        except OSError:  # reset, or timed out in the kernel: whatever was committed stays committed
+            self._forget(c)
+
+    def _read(self, c: Connection) -> None:
+        try:
+            data = c.sock.recv(READ)
+        except BlockingIOError:
+            return
+        if not data:
+            # It may have closed only its own direction: what it sent is still answered.
+            if c.lingering or not (c.waiting or c.out):
+                self._forget(c)
+            else:
+                c.ended = c.close = True
+                self._watch(c)
+            return
+        if c.lingering:
+            c.wasted += len(data)
+            if c.wasted > wire.LINGER_BYTES:
+                self._forget(c)
+            return
+        if not c.buffer:
+            if not c.request and c.kept:
+                c.since = time.monotonic()
+                c.deadline = c.since + wire.HEAD_S
+            c.buffer = data
+        else:
+            if isinstance(c.buffer, bytes):
+                c.buffer = bytearray(c.buffer)
+            c.buffer += data
+        if c.waiting or c.out:
+            self._watch(c)
+        else:
+            self._advance(c)
+
+    def _advance(self, c: Connection) -> None:
+        """Answer as many requests of the buffer as are complete; stop at the first that has to wait."""
+        while c.buffer and not (c.waiting or c.out or c.lingering) and c in self.connections:
+            try:
+                if c.request is None and not self._head(c):
+                    return
+                if c.request and not self._body(c, c.request):
+                    return
+            except BadRequest as bad:
+                reason = "too_large" if bad.status == 413 else "bad_request"
+                self._refuse(c, Rejected(reason, str(bad)), bad.status)
+
+    def _head(self, c: Connection) -> bool:
+        """Parse the head if it is complete, and check everything that can be checked before the body is read."""
+        end = wire.head_end(c.buffer)
+        if end < 0:
+            return False
+        request = wire.parse_head(bytes(c.buffer[:end]))
+        source = self._route(c, request)
+        if source is None:
+            c.buffer = c.buffer[end:]
+            return True
+        if request.length is None:
+            raise BadRequest(411, "a webhook needs a body with Content-Length")
+        if request.length > self.settings.max_body:
+            raise BadRequest(413, f"the body is longer than {self.settings.max_body} bytes")
+        if self.held + request.length > self.settings.max_held:
+            self._refuse(c, Rejected("overloaded", "too many bytes are held already"), 503)
+            return True
+        c.request, c.where, c.held = request, end, request.length
+        self.held += request.length
+        c.close = c.close or not request.keep_alive or bool(self.draining_since)
+        c.deadline = time.monotonic() + wire.BODY_S
+        if request.expects and len(c.buffer) == end:
+            c.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return True
+
+    def _route(self, c: Connection, request: Request) -> str | None:
+        """Return the source a delivery is for, or None when the request has been answered here."""
+        path = request.path
+        if path.startswith(PREFIX):
+            name = path[len(PREFIX) :]
+            if name not in self.settings.sources:
+                self._refuse(c, Rejected("unknown_source", "there is no such source"), 404, "_unknown")
+                return None
+            if request.method == "POST":
+                return name
+            self._answer(c, 405, b'{"status": "rejected", "id": null, "reason": "bad_request"}', JSON, "Allow: POST\r\n", close=True)
+            self.counters[f"http:{name}:405"] += 1
+            return None
+        pages = {"/": (200, b"webhookd is running.\n"), "/livez": (200, b"ok\n"), "/readyz": self._readiness()}
+        status, text = pages.get(path, (404, b"There is nothing here.\n"))
+        extra = ""
+        if status != 404 and request.method not in ("GET", "HEAD"):
+            status, text, extra = 405, b"Only GET is possible here.\n", "Allow: GET, HEAD\r\n"
+        # A body that nobody reads would be taken for the next request: the connection ends after such an answer.
+        close = not request.keep_alive or bool(request.length) or request.expects
+        self._answer(c, status, text, TEXT, extra, close=close, head_only=request.method == "HEAD")
+        return None
+
+    def _readiness(self) -> tuple[int, bytes]:
+        if self.draining_since:
+            return 503, b"draining\n"
+        return (200, b"ok\n") if self.intake.up else (503, b"Redis is away\n")
+
+    def _body(self, c: Connection, request: Request) -> bool:
+        """Verify the request once its body is complete."""
+        end = c.where + c.held
+        if len(c.buffer) < end:
+            return False
+        body = bytes(c.buffer[c.where : end])
+        c.buffer = c.buffer[end:]
+        source = self.settings.sources[request.path[len(PREFIX) :]]
+        arrived_at = time.time()
+        found = verify(source.signer, request.fields, request.head, body, arrived_at, self.ids.make(arrived_at))
+        if isinstance(found, Rejected):
+            self._refuse(c, found, 401, source.signer.name, close=c.close)
+        elif not self.intake.up:
+            self._refuse(c, Rejected("overloaded", "Redis is away"), 503, source.signer.name, close=c.close)
+        else:
+            c.waiting = True
+            c.deadline = FOREVER  # the limit of the Redis command holds now
+            self.pending.append((c, found, source.dedupe_s))
+            self._watch(c)
+        return True
+
+    # ---------------- answers
+
+    def _refuse(self, c: Connection, why: Rejected, status: int, source: str = "", *, close: bool = True) -> None:
+        """Answer a request that is no delivery; count it, and write a line unless there were many this second (R8)."""
+        if not source:
+            path = c.request.path if c.request else ""
+            source = path[len(PREFIX) :] if path.startswith(PREFIX) else "_unknown"
+        self.counters[f"rejected:{source}:{why.reason}"] += 1
+        self.counters[f"http:{source}:{status}"] += 1
+        second = int(time.monotonic())
+        lines = self.refusals[1] + 1 if self.refusals[0] == second else 1
+        self.refusals = (second, lines)
+        if lines <= REFUSALS_PER_S:
+            log.event("request.reject", "warning", source=source, code=status, reason=why.reason, why=why.why)
+        body = json.dumps({"status": "rejected", "id": None, "reason": why.reason}).encode()
+        extra = f"Retry-After: {RETRY_AFTER_S}\r\n" if status == 503 else ""
+        self._answer(c, status, body, JSON, extra, close=close)
+
+    def _answer(self, c: Connection, status: int, body: bytes, kind: str, extra: str = "", *, close: bool, head_only: bool = False) -> None:
+        if c.held:
+            self.held -= c.held
+            c.held = 0
+        c.request = None
+        c.waiting = False
+        c.kept = True
+        c.close = c.close or close or bool(self.draining_since)
+        second = int(time.time())
+        if self.date[0] != second:
+            self.date = (second, self.date_time_string(second))
+        c.out += wire.reply(status, body, kind, self.date[1], extra=extra, close=c.close, head_only=head_only)
+        c.since = time.monotonic()
+        c.deadline = c.since + wire.WRITE_S
+        self._flush(c)
+
+    date_time_string = http.server.BaseHTTPRequestHandler.date_time_string
+
+    def _flush(self, c: Connection) -> None:
+        try:
+            sent = c.sock.send(c.out) if c.out else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._forget(c)
+            return
+        c.out = c.out[sent:]
+        if c.out:
+            self._watch(c)
+            return
+        if c.close:
+            self._linger(c)
+            return
+        # What was read ahead is a new request whose time begins now.
+        c.deadline = c.since + (wire.HEAD_S if c.buffer else wire.IDLE_S)
+        self._watch(c)
+
+    def _linger(self, c: Connection) -> None:
+        """Say that no more is coming and read on for a while: closing with unread bytes would reset the answer away."""
+        if c.ended:
+            self._forget(c)
+            return
+        c.lingering, c.buffer = True, b""
+        c.deadline = time.monotonic() + wire.LINGER_S
+        try:
+            c.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._forget(c)
+            return
+        self._watch(c)
+
+    def _watch(self, c: Connection) -> None:
+        """Ask the selector for what this connection is waiting for; nothing is read ahead without a bound."""
+        read = not c.ended and not ((c.waiting or c.out) and len(c.buffer) >= READ_AHEAD)
+        mask = (selectors.EVENT_READ if read else 0) | (selectors.EVENT_WRITE if c.out else 0)
+        if mask == c.mask or c not in self.connections:
+            return
+        if not c.mask:
+            self.selector.register(c.sock, mask, c)
+        elif not mask:
+            self.selector.unregister(c.sock)
+        else:
+            self.selector.modify(c.sock, mask, c)
+        c.mask = mask
+
+    def _forget(self, c: Connection) -> None:
+        if c in self.connections:
+            self.connections.remove(c)
+            self.held -= c.held
+            c.held = 0
+            if c.mask:
+                self.selector.unregister(c.sock)
+            c.sock.close()
+
+    # ---------------- Redis
+
+    def _watch_intake(self) -> None:
+        mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.intake.wants_write else 0)
+        if mask != self.intake_mask:
+            if self.intake_mask:
+                self.selector.modify(self.intake.sock, mask, self._on_intake)
+            else:
+                self.selector.register(self.intake.sock, mask, self._on_intake)
+            self.intake_mask = mask
+
+    def _commit(self) -> None:
+        """Send what this turn gathered as one batch, unless enough is under way already."""
+        if not self.intake.up:
+            return
+        now = time.monotonic()
+        flush = bool(self.counters) and (now - self.flushed_at >= 1.0 or bool(self.draining_since))
+        if self.intake.busy or not (self.pending or flush):
+            return
+        batch, size = [], 0
+        while self.pending and len(batch) < BATCH and size < BATCH_BYTES:
+            entry = self.pending.popleft()
+            batch.append(entry)
+            size += len(entry[1].body)
+        counters: Counter[str] = Counter()
+        if flush:
+            counters, self.counters, self.flushed_at = self.counters, Counter(), now
+        try:
+            self.intake.submit([(delivery, dedupe_s) for _, delivery, dedupe_s in batch], counters, (batch, counters))
+            self._watch_intake()
+        except Away as error:
+            self._redis_failed(str(error))
+
+    def _on_intake(self, mask: int) -> None:
+        try:
+            if mask & selectors.EVENT_WRITE:
+                self.intake.flush()
+                self._watch_intake()
+            for (batch, _), ids in self.intake.received():
+                for (c, delivery, _), id in zip(batch, ids, strict=True):
+                    self._accepted(c, delivery, id)
+        except Away as error:
+            self._redis_failed(str(error))
+
+    def _accepted(self, c: Connection, delivery: Delivery, id: str) -> None:
+        duplicate = id != delivery.id
+        code = 200 if duplicate else 202
+        self.counters[f"http:{delivery.source}:{code}"] += 1
+        if duplicate:
+            log.event("delivery.duplicate", source=delivery.source, id=id, delivery_id=delivery.delivery_id, event_type=delivery.event_type)
+        if c in self.connections:
+            word = "duplicate" if duplicate else "accepted"
+            body = b'{"status": "%s", "id": "%s", "reason": null}' % (word.encode(), id.encode())
+            self._answer(c, code, body, JSON, close=c.close)
+            if c.buffer:
+                self._advance(c)
+
+    def _redis_failed(self, why: str) -> None:
+        """Give up the connection to Redis: whoever waits is told to come again, and a new one is made in the background."""
+        log.event("redis.away", "error", why=why)
+        if self.intake_mask:
+            self.selector.unregister(self.intake.sock)
+            self.intake_mask = 0
+        tokens = self.intake.failed(why)
+        self.retry_at = time.monotonic() + 0.1
+        for _, counters in tokens:
+            self.counters.update(counters)
+        waiting = [entry for batch, _ in tokens for entry in batch] + list(self.pending)
+        self.pending.clear()
+        for c, delivery, _ in waiting:
+            if c in self.connections:
+                self._refuse(c, Rejected("overloaded", "Redis is away"), 503, delivery.source, close=c.close)
+                self._advance(c)
+
+    # ---------------- time
+
+    def _sweep(self, now: float) -> None:
+        """End what is past its deadline; look after Redis and the listener."""
+        for c in [c for c in self.connections if c.deadline < now]:
+            if c.request or (c.buffer and not c.lingering and not c.out):
+                self._refuse(c, Rejected("bad_request", "the request was not complete in time"), 408)
+            else:
+                self._forget(c)
+        if self.intake.overdue(now):
+            self._redis_failed(f"no answer within {self.intake._limit_s:g} s")
+        if not self.intake.up and now >= self.retry_at:
+            self.retry_at = now + 0.5
+            self.intake.start()
+        if not self.draining_since:
+            self._listen(True)
+
+    def _drain(self, now: float, stop: bool) -> None:
+        """Take no new connections; answer what comes on those that are here, and say that each is the last."""
+        log.event("process.drain")
+        self._listen(False)
+        if stop:
+            self.socket.close()  # on a reload it is kept: the next of us goes on with what waits in it
+        self.draining_since = now
+        for c in self.connections:
+            if c.idle:
+                c.deadline = min(c.deadline, now + (DRAIN_KEPT_S if c.kept else DRAIN_NEW_S))
+
+    def _drained(self) -> bool:
+        if time.monotonic() - self.draining_since > DRAIN_S:
+            return True
+        told = not self.counters or not self.intake.up
+        return told and not (self.connections or self.pending or self.intake.under_way)
+
+
+def inherited_socket() -> socket.socket | None:
+    """Return the listening socket supervisord has put on fd 0, or None when fd 0 is something else."""
+    try:
+        if stat.S_ISSOCK(Path("/dev/fd/0").stat().st_mode):
+            sock = socket.socket(fileno=0)
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return sock
+            sock.detach()
+    except OSError:
+        pass
+    return None
+
+
+def serve(read_settings: Callable[[], Config]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wakers: list[Callable[[], None]] = []
+    signals = process.Signals(lambda: [wake() for wake in wakers] and None)
+    settings = process.load_or_exit(read_settings)
+    try:
+        server = Server(settings, inherited_socket())
+    except OSError as error:
+        sys.exit(f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. Set HOST and PORT to a free address.")
+    wakers.append(server.wake)
+    log.event("process.start", program="webhookd", version=VERSION, sources=sorted(settings.sources), files=hard)
+    server.run(signals, lambda: process.reload_wanted(signals, read_settings))
+    if signals.reload and not signals.stop:
+        if server.socket.fileno():
+            os.dup2(server.socket.fileno(), 0)  # started by hand: the next of us finds it where supervisord puts it
+        process.reexec()
+    log.event("process.end", program="webhookd")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="webhookd.py", description="Takes signed webhooks in.", allow_abbrev=False)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--check", action="store_true", help="test the settings and say what is wrong")
+    mode.add_argument("--send", nargs="?", const="", metavar="FILE", help="send one signed sample and follow it to the end")
+    parser.add_argument("--source", default="github", help="with --send: whose delivery it is (default github)")
+    parser.add_argument("--fail", action="store_true", help="with --send: a body that is no JSON")
+    parser.add_argument("--version", action="version", version=f"webhookd {VERSION}")
+    add_flags(parser, "HOST", "PORT", "MAX_BODY", "MAX_CONNECTIONS", "MAX_HELD", "STATE_DIR", "WEBHOOKS_FILE")
+    args = parser.parse_args()
+    flags = {name: value for name, value in vars(args).items() if name.isupper()}
+
+    def read_settings() -> Config:
+        return load(flags, root=process.root())
+
+    if args.check:
+        settings = process.load_or_exit(read_settings)
+        print(f"The settings are good: {len(settings.sources)} source(s): {', '.join(sorted(settings.sources))}.")
+    elif args.send is not None:
+        sys.exit(send_sample(process.load_or_exit(read_settings), args.source, args.send, fail=args.fail))
+    else:
+        serve(read_settings)
+
+
+if __name__ == "__main__":
+    main()
