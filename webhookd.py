@@ -57,7 +57,23 @@ class Connection:
     """One client. `deadline` is absolute; `request` is set from the head's end to the answer; `waiting` says that its
     delivery is on the way to Redis; `lingering` that the answer is out and the rest is thrown away."""
 
-    __slots__ = ("buffer", "close", "deadline", "ended", "held", "kept", "lingering", "mask", "out", "request", "sock", "since", "waiting", "wasted", "where")
+    __slots__ = (
+        "buffer",
+        "close",
+        "deadline",
+        "ended",
+        "held",
+        "kept",
+        "lingering",
+        "mask",
+        "out",
+        "request",
+        "since",
+        "sock",
+        "waiting",
+        "wasted",
+        "where",
+    )
 
     def __init__(self, sock: socket.socket, now: float) -> None:
         self.sock = sock
@@ -521,7 +537,7 @@ def inherited_socket() -> socket.socket | None:
 
 
 def serve(read_settings: Callable[[], Config]) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     wakers: list[Callable[[], None]] = []
     signals = process.Signals(lambda: [wake() for wake in wakers] and None)

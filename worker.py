@@ -25,11 +25,11 @@ from typing import Any
 
 from hookq import log, process
 from hookq.config import VERSION, Config, Source, add_flags, load
-from hookq.handlers import GiveUp, Handler, NotJson, Retry, TimeLimit, find_handler, parse_body, place_of, time_limit
+from hookq.handlers import GiveUp, Handler, NotJson, Retry, find_handler, parse_body, place_of, time_limit
 from hookq.job import Delivery
 from hookq.retry import delay_s
-from hookq.signing import Signer
 from hookq.schemes import SCHEMES
+from hookq.signing import Signer
 from hookq.store import LEASE_S, RENEW_S, Away, Lease, Settled, Store
 
 BLOCK_MS = 1000  # shorter than the socket's 5 s, and how long a drain may have to wait for an idle worker

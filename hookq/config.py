@@ -19,7 +19,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from hookq.handlers import BadHandler, find_handler
-from hookq.schemes import ALGORITHMS, ENCODINGS, PART, SCHEMES, Scheme
+from hookq.schemes import ALGORITHMS, ENCODINGS, PART, SCHEMES
 from hookq.signing import Signer
 
 VERSION: Final = "0.1.0"
@@ -52,7 +52,7 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 
 def _size(text: str) -> int:
     """Return bytes; units are powers of 1024, as Redis reads "1gb"."""
-    found = re.fullmatch(r"([0-9]{1,9})\s*(kb|mb|gb|b|)", text.strip().lower())
+    found = re.fullmatch(r"([0-9]{1,15})\s*(kb|mb|gb|b|)", text.strip().lower())
     if not found or not int(found[1]):
         raise ValueError("a size such as 512kb, 25mb or 1gb")
     return int(found[1]) * {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}[found[2]]
@@ -317,9 +317,7 @@ def _read_secret(path: Path, named: str, problems: list[str]) -> str:
         return ""
 
 
-def _sources(
-    tables: Any, base: Path, lookup: Mapping[str, str], problems: list[str]
-) -> dict[str, Source]:
+def _sources(tables: Any, base: Path, lookup: Mapping[str, str], problems: list[str]) -> dict[str, Source]:
     if tables is None:  # no webhooks.toml, or one without sources: there is one, github
         tables = {"github": {"scheme": "github", "secrets": ["env:WEBHOOK_SECRET"]}}
         if not lookup["WEBHOOK_SECRET"]:
@@ -332,9 +330,7 @@ def _sources(
     return {source.signer.name: source for source in made if source}
 
 
-def _source(
-    name: str, table: dict[str, Any], base: Path, lookup: Mapping[str, str], problems: list[str]
-) -> Source | None:
+def _source(name: str, table: dict[str, Any], base: Path, lookup: Mapping[str, str], problems: list[str]) -> Source | None:
     """Return the source of one table of webhooks.toml, or None after adding to `problems`."""
     before = len(problems)
     say = f"webhooks.toml: [sources.{name}] "

@@ -16,13 +16,21 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 # A line longer than this is cut: a log is read by people, and one hostile header must not fill a disk.
 MAX_VALUE = 2000
 
+_out = 1
+
+
+def to_nowhere() -> None:
+    """Write no lines from now on: for commands, whose standard output is data."""
+    global _out
+    _out = os.open(os.devnull, os.O_WRONLY)
+
 
 def event(name: str, /, level: str = "info", **facts: Any) -> None:
     """Write one line. A reader that is gone is no reason to stop: the line is dropped."""
     facts = {key: _short(value) for key, value in facts.items() if value is not None}
     line = _text(name, level, facts) if sys.stdout.isatty() else _json(name, level, facts)
     try:
-        os.write(1, line.encode("utf-8", "replace"))
+        os.write(_out, line.encode("utf-8", "replace"))
     except OSError:
         pass
 

@@ -20,4 +20,4 @@ def delay_s(
     if asked_s is not None:
         return min(max(asked_s, 0.0), max_s)
     # The exponent is bounded so that attempt 5,000 is a number, not an OverflowError.
-    return dice() * min(max_s, base_s * 2 ** min(attempt - 1, 64))
+    return dice() * min(max_s, base_s * 2.0 ** min(attempt - 1, 64))

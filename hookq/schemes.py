@@ -39,8 +39,6 @@ class Scheme:
 # docs.github.com, "Validating webhook deliveries": HMAC-SHA256 of the raw body in X-Hub-Signature-256.
 # It signs neither id nor time, so the window of deduplication is the only defence against a replay.
 SCHEMES: Final = {
-    "github": Scheme(
-        header="X-Hub-Signature-256", prefix="sha256=", id_header="X-GitHub-Delivery", event_header="X-GitHub-Event"
-    ),
+    "github": Scheme(header="X-Hub-Signature-256", prefix="sha256=", id_header="X-GitHub-Delivery", event_header="X-GitHub-Event"),
     "hmac": Scheme(),
 }

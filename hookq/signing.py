@@ -38,9 +38,7 @@ class Rejected(NamedTuple):
     why: str
 
 
-def verify(
-    source: Signer, fields: Mapping[str, str], head: bytes, body: bytes, arrived_at: float, job_id: str
-) -> Delivery | Rejected:
+def verify(source: Signer, fields: Mapping[str, str], head: bytes, body: bytes, arrived_at: float, job_id: str) -> Delivery | Rejected:
     """Return the Delivery if one of the source's secrets signed exactly these bytes, else Rejected.
 
     `fields` are the header fields by lower-case name, each value decoded as latin-1. `arrived_at` is unix seconds.

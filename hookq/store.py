@@ -131,8 +131,11 @@ def _reaching() -> Iterator[None]:
         raise Away(f"{type(error).__name__}: {error}") from error
 
 
-def connect(url: str, timeout_s: float, name: str) -> "redis.Redis":
-    """Return a client that never retries by itself. `name` is what CLIENT LIST shows."""
+def connect(url: str, timeout_s: float, name: str) -> Any:
+    """Return a client that never retries by itself. `name` is what CLIENT LIST shows.
+
+    Any: redis-py declares each reply as bytes or text or awaitable; with these options it is bytes.
+    """
     return redis.Redis.from_url(
         url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=ClientRetry(NoBackoff(), 0), protocol=2, client_name=name
     )
@@ -172,9 +175,7 @@ class Store:
         where = [key("ready", name) for name in names] + ["0" if again else ">"] * len(names)
         try:
             with _reaching():
-                found = self.redis.execute_command(
-                    "XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count, *wait, "STREAMS", *where
-                )
+                found = self.redis.execute_command("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count, *wait, "STREAMS", *where)
         except Away as error:
             if "NOGROUP" in str(error):  # Redis came back empty: the groups are made again
                 self._groups.clear()
@@ -361,7 +362,9 @@ class Store:
             values, size = pipe.execute()
         if values[0] is None:
             return None
-        source, delivery_id, event_type, received_at, attempt, deaths, reason, error = [(v or b"").decode("utf-8", "replace") for v in values]
+        source, delivery_id, event_type, received_at, attempt, deaths, reason, error = [
+            (v or b"").decode("utf-8", "replace") for v in values
+        ]
         facts = json.loads(error or "{}")
         return Parked(id, source, delivery_id, event_type, float(received_at), int(attempt), int(deaths), reason, at, size, facts)
 

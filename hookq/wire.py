@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import quote
 
 # Four times what any known sender uses; bounds what a stranger can make us hold before we know who it is.
 MAX_HEAD: Final = 16 * 1024
@@ -183,3 +184,8 @@ def reply(status: int, body: bytes, kind: str, date: str, *, extra: str = "", cl
         f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n{extra}{closing}\r\n"
     )
     return head.encode("latin-1") if head_only else head.encode("latin-1") + body
+
+
+def quoted(text: str) -> str:
+    """Return `text` as part of a query: no byte of it can end a header line."""
+    return quote(text, safe="")

@@ -139,7 +139,9 @@ class Program:
         keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "PYTHONPATH")}
         with self.log.open("wb") as out:
             command = [sys.executable, "-X", "dev", str(ROOT / name), *args]
-            self.process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env={**keep, **(env or {})}, cwd=folder, **popen)
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env={**keep, **(env or {})}, cwd=folder, **popen
+            )
 
     @property
     def text(self):

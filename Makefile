@@ -1,0 +1,43 @@
+# Two commands do all set-up on a fresh machine: `make run` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+STATE_DIR ?= var
+
+.PHONY: help run test lint reload bench clean redis
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 10
+
+run: .venv/run redis  ## set up and run everything in the foreground; Ctrl-C stops it
+	@exec $(BIN)/python -m hookq.launch
+
+test: .venv/dev redis  ## set up and run the tests
+	$(BIN)/python -m compileall -q hookq tests webhookd.py worker.py dashboard.py dlqctl.py
+	$(BIN)/pytest
+
+lint: .venv/dev  ## ruff, and mypy (strict) on hookq
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+reload:  ## every process finishes what it has, then starts anew with the settings of now
+	@$(BIN)/supervisorctl -c supervisord.conf -s unix://$(abspath $(STATE_DIR))/supervisor.sock signal HUP webhookd:* worker:* dashboard
+
+bench: .venv/run redis  ## requests/s and CPU of ingestion, jobs/s of a worker, beside simpler ones
+	$(BIN)/python bench/bench.py
+
+clean:  ## remove what set-up has made; .env and STATE_DIR stay
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/run: pyproject.toml
+	@sh hookq/setup.sh venv "$(PYTHON)"
+	$(BIN)/pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+.venv/dev: pyproject.toml .venv/run
+	$(BIN)/pip install -q --disable-pip-version-check -e .[dev]
+	@touch $@
+
+# The embedded Redis, and the tests' own; not needed to run with REDIS_URL.
+redis:
+	@[ -n "$$REDIS_URL" ] && [ "$(MAKECMDGOALS)" = run ] || command -v redis-server >/dev/null || sh hookq/setup.sh redis

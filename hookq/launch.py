@@ -1,0 +1,204 @@
+"""Behind `make run`: checks what can be checked before anything starts, runs supervisord, says what runs where.
+
+It makes the secrets of a first start, holds the lock on STATE_DIR, and tries both ports: a taken one would end
+supervisord with a traceback. Then it waits: for a signal, which it passes on, or for supervisord's end.
+
+Promises: when it ends, whatever it started has ended. Does not promise to notice edits: host, ports, numbers of
+processes and STATE_DIR are those of the start; everything else is read anew by the processes on HUP.
+"""
+
+import fcntl
+import http.client
+import os
+import platform
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hookq import process
+from hookq.config import EX_SETTINGS, VERSION, Config, Invalid, load
+from hookq.store import Away, Store
+
+PORT_WAIT_S = 15.0  # a stack that is just stopping needs a moment to let go
+READY_S = 60.0  # Redis reads its file first: a gigabyte of it takes about ten seconds
+MADE = ("WEBHOOK_SECRET", "DASHBOARD_PASSWORD")
+
+
+def main() -> None:
+    root = process.root()
+    os.chdir(root)
+    made = make_secrets(root)
+    try:
+        settings = load(root=root, need=("DASHBOARD_PASSWORD",))
+    except Invalid as error:
+        stop("\n".join(error.problems))
+    lock = lock_state(settings.state_dir)
+    for name, host, port in ports(settings):
+        wait_for_port(name, host, port)
+    supervisor = start(root, settings)
+    stopping = forward_signals(supervisor)
+    if ready(settings, supervisor, stopping):
+        banner(settings, made)
+    code = supervisor.wait()
+    lock.close()
+    if not stopping:
+        stop(f"supervisord ended by itself with {code}: see {settings.state_dir}/supervisord.log.", 1)
+
+
+def stop(why: str, code: int = EX_SETTINGS) -> None:
+    """End with a sentence."""
+    print(why, file=sys.stderr)
+    sys.exit(code)
+
+
+def make_secrets(root: Path) -> dict[str, str]:
+    """Write those secrets that are set nowhere into .env, readable by its owner only; return them."""
+    try:
+        settings: Any = load(root=root, sources=False)
+    except Invalid:
+        return {}  # main says what is wrong
+    missing = [name for name in MADE if not getattr(settings, name.lower())]
+    made = {name: secrets.token_hex(32) if name == "WEBHOOK_SECRET" else secrets.token_urlsafe(12) for name in missing}
+    if made:
+        file = os.open(root / ".env", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        # A line end first: the last line of a file somebody wrote by hand may lack its own.
+        os.write(file, "".join(f"\n{name}={value}" for name, value in made.items()).encode() + b"\n")
+        os.close(file)
+    return made
+
+
+def lock_state(folder: Path) -> Any:
+    """Return the held lock on STATE_DIR: two instances in one would share a Redis file without knowing."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        stop(f"STATE_DIR {folder} cannot be used: {error.strerror}.")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stop(f"webhookd runs already with STATE_DIR={folder}; for a second one set another STATE_DIR and other ports.", 1)
+    return lock
+
+
+def ports(settings: Config) -> list[tuple[str, str, int]]:
+    return [
+        ("PORT", settings.host, settings.port),
+        ("DASHBOARD_PORT", settings.dashboard_host, settings.dashboard_port),
+    ]
+
+
+def wait_for_port(name: str, host: str, port: int) -> None:
+    """Return once host:port can be bound."""
+    end = time.monotonic() + PORT_WAIT_S
+    while True:
+        try:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+                probe.listen(1)  # binding alone succeeds beside another that is bound with SO_REUSEADDR
+                return
+        except OSError as error:
+            if time.monotonic() > end:
+                stop(f"{host}:{port} cannot be listened on ({error.strerror}): set {name} to a free port.")
+        time.sleep(0.2)
+
+
+def start(root: Path, settings: Config) -> "subprocess.Popen[bytes]":
+    """Start supervisord with what supervisord.conf expands; it ends with us, however we end."""
+    names = ("host", "port", "ingest_processes", "workers", "state_dir", "redis_maxmemory", "dashboard_host", "dashboard_port")
+    exported = {name.upper(): str(getattr(settings, name)) for name in names}
+    exported["REDIS_EMBEDDED"] = "1" if settings.redis_embedded else "0"
+    # Kept as the setting, not its value: children would find a relative path relative to something else.
+    if os.environ.get("WEBHOOKS_FILE"):
+        exported["WEBHOOKS_FILE"] = str(settings.webhooks_file.absolute())
+    command = [str(root / ".venv/bin/supervisord"), "-n", "-c", str(root / "supervisord.conf")]
+    for tool in ["setpriv", *(["redis-server"] if settings.redis_embedded else [])]:
+        if not shutil.which(tool):
+            stop(f"{tool} is not installed: type `apt-get install {'util-linux' if tool == 'setpriv' else tool}`, or set REDIS_URL.")
+    # A group of its own: Ctrl-C reaches us only, and we pass on one TERM.
+    env = {**os.environ, **exported}
+    return subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *command], env=env, stdin=subprocess.DEVNULL, process_group=0)
+
+
+def forward_signals(supervisor: "subprocess.Popen[bytes]") -> list[int]:
+    """Pass TERM and INT on as TERM, HUP as it is meant (every process starts anew); return the list of those that ended us."""
+    stopping: list[int] = []
+
+    def forward(number: int, _frame: object) -> None:
+        stopping.append(number)
+        supervisor.terminate()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, forward)
+    return stopping
+
+
+def ready(settings: Config, supervisor: "subprocess.Popen[bytes]", stopping: list[int]) -> bool:
+    """Tell whether ingestion and dashboard answer within the limit; say what does not."""
+    end = time.monotonic() + READY_S
+    while time.monotonic() < end and supervisor.poll() is None and not stopping:
+        late = [name for name, host, port in ports(settings) if not answers(host, port)]
+        if not late:
+            return True
+        time.sleep(0.1)
+    if supervisor.poll() is None and not stopping:
+        print(f"Not ready after {READY_S:g} s: see the logs in {settings.state_dir}, and `supervisorctl -c supervisord.conf status`.")
+    return False
+
+
+def answers(host: str, port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1" if host == "0.0.0.0" else host, port, timeout=2)  # noqa: S104
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def banner(settings: Config, made: dict[str, str]) -> None:
+    """Say what runs where and how to try it. Secrets are shown once, and to a terminal only."""
+    shown = made if sys.stdout.isatty() else {}
+    say: Callable[..., None] = lambda *words: print(*words, flush=True)  # noqa: E731
+    say(f"webhookd {VERSION} (python {platform.python_version()}, supervisor {version('supervisor')})")
+    redis_line, risks = describe_redis(settings)
+    say("  " + ("warn" if risks else "ok  "), "redis     ", redis_line)
+    for risk in risks:
+        say("                  ", risk)
+    where = f"http://{settings.host}:{settings.port}/api/webhooks/"
+    for name in sorted(settings.sources):
+        say("  ok   ingestion ", where + name, f"  {settings.ingest_processes} processes")
+    say("  ok  " if settings.workers else "  warn", "worker    ", f"{settings.workers} processes")
+    password = f"password {shown['DASHBOARD_PASSWORD']}  (kept in .env)" if "DASHBOARD_PASSWORD" in shown else "password in .env"
+    say("  ok   dashboard ", f"http://{settings.dashboard_host}:{settings.dashboard_port}/dashboard   user operator, {password}")
+    if "WEBHOOK_SECRET" in shown:
+        say("\n  The secret to give to GitHub (kept in .env):", shown["WEBHOOK_SECRET"])
+    here = "" if settings.state_dir == process.root() / "var" else f" -s unix://{settings.state_dir}/supervisor.sock"
+    say("\n  Try it      .venv/bin/python webhookd.py --send           a signed GitHub push, followed to the end")
+    say("              .venv/bin/python webhookd.py --send --fail    one that ends as a dead letter")
+    say(f"  Operate     .venv/bin/dlqctl --view        .venv/bin/supervisorctl -c supervisord.conf{here} status")
+    say("  Ctrl-C stops everything; the job in hand is finished first.\n")
+
+
+def describe_redis(settings: Config) -> tuple[str, list[str]]:
+    where = f"unix:{settings.state_dir}/redis.sock" if settings.redis_embedded else "REDIS_URL"
+    try:
+        found, risks = Store(settings.redis_url, "launch").health()
+    except Away as error:
+        return where, [str(error)]
+    facts = [found.pop("version"), *(f"{name}={value}" for name, value in found.items())]
+    return "  ".join([where, *facts]), risks
+
+
+if __name__ == "__main__":
+    main()
