@@ -27,6 +27,7 @@ from urllib.parse import parse_qs
 
 from hookq import dlq, log, process, wire
 from hookq.config import VERSION, Config, add_flags, load
+from hookq.handlers import place_of
 from hookq.store import Away, Parked, Store
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -49,7 +50,7 @@ class Markup(str):
     """Text that `page` has made: it is not escaped again."""
 
 
-def page(name: str, **values: object) -> Markup:
+def page(name: str, /, **values: object) -> Markup:
     """Return templates/<name> with every value escaped, unless it is Markup. Children are rendered first, never twice."""
     safe = {key: value if isinstance(value, Markup) else html.escape(log.printable(str(value))) for key, value in values.items()}
     return Markup(string.Template((TEMPLATES / name).read_text()).substitute(safe))
@@ -68,9 +69,6 @@ class Server(http.server.ThreadingHTTPServer):
     def server_bind(self) -> None:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)  # without asking DNS for our own name
-
-    def handle_error(self, _request: Any, _address: Any) -> None:
-        log.event("page.failed", "error", error=repr(sys.exc_info()[1]))
 
     def token(self, hour: int) -> str:
         """Return what a form must carry: other sites' pages cannot know it."""
@@ -100,6 +98,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             head_only = request.method == "HEAD"
         except wire.BadRequest as bad:
             status, kind, content, extra, head_only = bad.status, TEXT, f"{bad}.\n".encode(), "", False
+        except OSError:
+            raise
+        except Exception as error:  # a fault of ours: told in the log, with its place, and as a sentence here
+            log.event("page.failed", "error", error=repr(error), place=place_of(error))
+            status, kind, content, extra, head_only = 500, TEXT, b"This page failed; its log says why.\n", "", False
         date = self.date_time_string()
         reply = wire.reply(status, content, kind, date, extra=HEADERS + extra, close=True, head_only=head_only)
         self.connection.settimeout(wire.WRITE_S)

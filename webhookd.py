@@ -48,6 +48,7 @@ SWEEP_S = 0.5  # how often deadlines are looked at
 RETRY_AFTER_S = 5
 REFUSALS_PER_S = 20  # log lines; the counters are exact
 DRAIN_NEW_S, DRAIN_KEPT_S, DRAIN_S = 2.0, 0.3, 10.0
+FIRST_REDIS_S = 1.0  # at the start, before connections are taken that can only be answered 503
 FOREVER = float("inf")
 
 STATUS = {"unknown_source": 404, "too_large": 413, "overloaded": 503, "bad_request": 400}  # every other reason: 401
@@ -115,7 +116,7 @@ class Server(http.server.HTTPServer):
         self.pending: deque[tuple[Connection, Delivery, int]] = deque()
         self.counters: Counter[str] = Counter()
         self.held = 0
-        self.draining_since = 0.0
+        self.draining_since = self.started_at = 0.0
         self.accepting = False
         self.refusals = (0, 0)
         self.ids = JobIds(int.from_bytes(process.secrets.token_bytes(4)))
@@ -138,9 +139,8 @@ class Server(http.server.HTTPServer):
 
     def run(self, signals: process.Signals, reload_wanted: Callable[[], bool]) -> None:
         self.selector.register(self.woken, selectors.EVENT_READ, self._woken)
-        self.intake.start()
-        self._listen(True)
-        swept = 0.0
+        self.intake.start()  # and only then _listen: whoever connects at once would be answered 503
+        swept, self.started_at = 0.0, time.monotonic()
         while not (self.draining_since and self._drained()):
             for event, mask in self.selector.select(0.05 if self.draining_since else SWEEP_S):
                 event.data(mask) if callable(event.data) else self._on_connection(event.data, mask)
@@ -158,6 +158,7 @@ class Server(http.server.HTTPServer):
             log.event("redis.up")
             self.intake_mask = 0
             self._watch_intake()
+            self._listen(not self.draining_since)
 
     def _listen(self, on: bool) -> None:
         if on != self.accepting:
@@ -502,7 +503,7 @@ class Server(http.server.HTTPServer):
         if not self.intake.up and now >= self.retry_at:
             self.retry_at = now + 0.5
             self.intake.start()
-        if not self.draining_since:
+        if not self.draining_since and now - self.started_at > FIRST_REDIS_S:
             self._listen(True)
 
     def _drain(self, now: float, stop: bool) -> None:
