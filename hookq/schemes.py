@@ -37,7 +37,7 @@ class Scheme:
 
 
 # docs.github.com, "Validating webhook deliveries": HMAC-SHA256 of the raw body in X-Hub-Signature-256.
-# It signs neither id nor time, so the window of deduplication is the only defence against a replay.
+# It signs neither id nor time, so deduplication is the only defence against a request that is recorded and sent again.
 SCHEMES: Final = {
     "github": Scheme(header="X-Hub-Signature-256", prefix="sha256=", id_header="X-GitHub-Delivery", event_header="X-GitHub-Event"),
     "hmac": Scheme(),

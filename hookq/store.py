@@ -387,8 +387,10 @@ class Store:
                         found[id.decode()] = state
                 for source in self.sources():
                     for entry, id in self._find(source, begin):
-                        held = self.redis.xpending_range(key("ready", source), GROUP, entry, entry, 1)
-                        found[id] = "leased" if held else "ready"
+                        found[id] = "ready"
+                        with contextlib.suppress(redis.ResponseError):  # no group yet: nobody has leased anything
+                            if self.redis.xpending_range(key("ready", source), GROUP, entry, entry, 1):
+                                found[id] = "leased"
                 if begin != text:
                     found.setdefault(begin, "done")
         return {id: state or "gone" for id, state in found.items()}

@@ -1,0 +1,60 @@
+"""README says what is there: its drawing, settings, flags, codes and files are compared with the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import dlqctl
+from hookq import config, job
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_drawing_of_readme_is_that_of_the_code():
+    assert job.DRAWING in README
+
+
+def test_drawing_shows_every_state_and_every_verb():
+    states = {state for state, _ in job.MOVES} | set(job.MOVES.values())
+    for word in [s.upper() for s in states - {job.ABSENT}] + [verb for _, verb in job.MOVES]:
+        assert re.search(rf"\b{word}\b", job.DRAWING), word
+
+
+@pytest.mark.parametrize("row", config.SETTINGS, ids=lambda row: row.name)
+def test_setting_stands_in_readme_and_example_with_its_default(row):
+    table = next(line for line in README.splitlines() if line.startswith("|") and f"`{row.name}`" in line)
+    assert row.secret or row.default in table
+    assert f"# {row.name}={'' if row.secret else row.default}" in (ROOT / ".env.example").read_text().splitlines()
+
+
+def test_flags_of_dlqctl_stand_in_readme():
+    for action in dlqctl.parser()._actions:
+        for flag in action.option_strings:
+            if flag.startswith("--") and flag not in ("--help", "--version", "--state-dir", "--webhooks-file"):
+                assert flag in README, flag
+
+
+def test_keys_of_the_example_are_known(monkeypatch):
+    text = (ROOT / "webhooks.example.toml").read_text()
+    for key in {*config._COMMON, *config._HMAC} - {"public_url"}:
+        assert re.search(rf"^(# )?{key} =", text, re.MULTILINE), key
+
+
+def test_files_that_readme_names_exist():
+    for name in re.findall(r"`((?:hookq|bench|templates)/[a-z_./]+|[a-z]+\.(?:py|conf|toml))`", README):
+        if name not in ("webhooks.toml", "handlers.py"):
+            assert (ROOT / name).exists(), name
+
+
+def test_targets_of_make_stand_in_readme():
+    targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in targets:
+        assert re.search(rf"`(make )?{target}`", README), target
+
+
+def test_codes_of_readme_are_those_of_the_code():
+    assert re.search(r"69 Redis unreachable, 78 settings, 130 interrupted, 141 closed pipe", README)
+    assert (config.EX_GONE, config.EX_DECLINED, config.EX_UNREACHABLE, config.EX_SETTINGS) == (3, 4, 69, 78)
+    assert (dlqctl.EX_INTERRUPTED, dlqctl.EX_PIPE) == (130, 141)
