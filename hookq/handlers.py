@@ -1,0 +1,123 @@
+"""Finds the handler of a source, and runs it on one delivery within its time limit.
+
+A handler is a Python function of one argument, the Delivery. It returns: the job is done. It raises Retry, GiveUp
+or anything else: the job is retried, or becomes a dead letter. This file runs; settling is the worker's.
+
+The time limit is a signal, so it stops a handler that waits or computes in Python. One that is stuck in C code
+does not see signals: the worker's watchdog ends the whole process then (worker.py).
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+from hookq.job import Delivery
+
+Handler = Callable[[Delivery], Any]
+
+# These are read as JSON or form; a sender that says nothing is taken to mean JSON, as almost all do.
+_PARSED = re.compile(r"|application/(?:[a-z0-9.+-]*\+)?json|text/json|application/x-www-form-urlencoded")
+
+
+class Retry(Exception):
+    """Raised by a handler: run this job again, `after_s` seconds from now if given."""
+
+    def __init__(self, why: str = "the handler asked for a retry", *, after_s: float | None = None) -> None:
+        super().__init__(why)
+        self.after_s = after_s
+
+
+class GiveUp(Exception):
+    """Raised by a handler: no retry can help. The job becomes a dead letter at once."""
+
+
+class NotJson(Exception):
+    """The default handler could not parse the body."""
+
+
+class TimeLimit(BaseException):
+    """A handler ran longer than its timeout_s. Not an Exception, so that `except Exception` in it does not swallow it."""
+
+
+class BadHandler(Exception):
+    """The handler cannot be loaded; the message is a sentence for the person who wrote the settings."""
+
+
+def parse_body(delivery: Delivery) -> None:
+    """Check a body of JSON or form type: the handler of a source that names none. Raises NotJson."""
+    kind = delivery.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if _PARSED.fullmatch(kind):
+        try:
+            delivery.json()
+        except (ValueError, RecursionError) as error:
+            raise NotJson(str(error)) from None
+
+
+def find_handler(spec: str, base: Path) -> Handler:
+    """Return the function that "file.py:function" (relative to `base`) or "package.module:function" names.
+
+    Raises BadHandler with a sentence, which has the line where it is known.
+    """
+    where, _, name = spec.rpartition(":")
+    if not where or not name.isidentifier():
+        raise BadHandler('it must be "file.py:function" or "package.module:function".')
+    try:
+        module = _load_file(base / where) if where.endswith(".py") else importlib.import_module(where)
+    except FileNotFoundError:
+        raise BadHandler(f"there is no file {base / where}.") from None
+    except SyntaxError as error:
+        raise BadHandler(f"{error.filename} line {error.lineno}: {error.msg}.") from None
+    except (Exception, SystemExit) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise BadHandler(f"{last.filename} line {last.lineno}: {type(error).__name__}: {error}.") from None
+    handler = getattr(module, name, None)
+    if not callable(handler):
+        raise BadHandler(f"{where} has no function {name}.")
+    return handler  # type: ignore[no-any-return]
+
+
+def _load_file(path: Path) -> ModuleType:
+    # A name of its own: a handlers.py of the user must not take the place of a module that is already imported.
+    name = "handler_file_" + re.sub(r"\W", "_", str(path.resolve()))
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise FileNotFoundError(path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # before it runs, as import does: dataclasses and pickle look it up there
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeLimit in the main thread when the block takes longer than `seconds`."""
+
+    def expired(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeLimit(f"the handler ran longer than its timeout_s of {seconds:g} s")
+
+    signal.signal(signal.SIGALRM, expired)
+    # The interval fires again: code that swallowed the first one, in a bare except, is stopped by the next.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def place_of(error: BaseException) -> str:
+    """Return "file.py:line function" of the innermost frame of the handler's own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}" if frames else ""
