@@ -325,7 +325,8 @@ def main() -> None:
         return load(flags, root=process.root(), need=("DASHBOARD_PASSWORD",), sources=False)
 
     asked = threading.Event()
-    signals = process.Signals(asked.set)
+    signals = process.Signals()
+    signals.wake = asked.set
     settings = process.load_or_exit(read_settings)
     try:
         server = Server(settings)

@@ -20,6 +20,7 @@ import http.server
 import json
 import os
 import resource
+import secrets
 import selectors
 import socket
 import stat
@@ -50,8 +51,6 @@ REFUSALS_PER_S = 20  # log lines; the counters are exact
 DRAIN_NEW_S, DRAIN_KEPT_S, DRAIN_S = 2.0, 0.3, 10.0
 FIRST_REDIS_S = 1.0  # at the start, before connections are taken that can only be answered 503
 FOREVER = float("inf")
-
-STATUS = {"unknown_source": 404, "too_large": 413, "overloaded": 503, "bad_request": 400}  # every other reason: 401
 
 
 class Connection:
@@ -119,7 +118,7 @@ class Server(http.server.HTTPServer):
         self.draining_since = self.started_at = 0.0
         self.accepting = False
         self.refusals = (0, 0)
-        self.ids = JobIds(int.from_bytes(process.secrets.token_bytes(4)))
+        self.ids = JobIds(int.from_bytes(secrets.token_bytes(4)))
         self.date = (0, "")
         self.waker, self.woken = socket.socketpair()
         self.woken.setblocking(False)
@@ -200,6 +199,7 @@ class Server(http.server.HTTPServer):
         try:
             if mask & selectors.EVENT_WRITE:
                 self._flush(c)
+                self._advance(c)  # what was read ahead has waited for this answer to go out
             if mask & selectors.EVENT_READ and c in self.connections:
                 self._read(c)
         except OSError:  # reset, or timed out in the kernel: whatever was committed stays committed
@@ -211,11 +211,10 @@ class Server(http.server.HTTPServer):
         except BlockingIOError:
             return
         if not data:
-            # It may have closed only its own direction: what it sent is still answered.
+            c.ended = True  # of its own direction, perhaps: whatever it sent is still answered
             if c.lingering or not (c.waiting or c.out):
                 self._forget(c)
             else:
-                c.ended = c.close = True
                 self._watch(c)
             return
         if c.lingering:
@@ -262,9 +261,10 @@ class Server(http.server.HTTPServer):
         if request.length is None:
             raise BadRequest(411, "a webhook needs a body with Content-Length")
         if request.length > self.settings.max_body:
-            raise BadRequest(413, f"the body is longer than {self.settings.max_body} bytes")
+            self._refuse(c, Rejected("too_large", f"the body is longer than {self.settings.max_body} bytes"), 413, source)
+            return True
         if self.held + request.length > self.settings.max_held:
-            self._refuse(c, Rejected("overloaded", "too many bytes are held already"), 503)
+            self._refuse(c, Rejected("overloaded", "too many bytes are held already"), 503, source)
             return True
         c.request, c.where, c.held = request, end, request.length
         self.held += request.length
@@ -371,7 +371,7 @@ class Server(http.server.HTTPServer):
         if c.out:
             self._watch(c)
             return
-        if c.close:
+        if c.close or (c.ended and not c.buffer):
             self._linger(c)
             return
         # What was read ahead is a new request whose time begins now.
@@ -499,7 +499,7 @@ class Server(http.server.HTTPServer):
             else:
                 self._forget(c)
         if self.intake.overdue(now):
-            self._redis_failed(f"no answer within {self.intake._limit_s:g} s")
+            self._redis_failed(f"no answer within {self.intake.limit_s:g} s")
         if not self.intake.up and now >= self.retry_at:
             self.retry_at = now + 0.5
             self.intake.start()
@@ -540,14 +540,13 @@ def inherited_socket() -> socket.socket | None:
 def serve(read_settings: Callable[[], Config]) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    wakers: list[Callable[[], None]] = []
-    signals = process.Signals(lambda: [wake() for wake in wakers] and None)
+    signals = process.Signals()
     settings = process.load_or_exit(read_settings)
     try:
         server = Server(settings, inherited_socket())
     except OSError as error:
         sys.exit(f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. Set HOST and PORT to a free address.")
-    wakers.append(server.wake)
+    signals.wake = server.wake
     log.event("process.start", program="webhookd", version=VERSION, sources=sorted(settings.sources), files=hard)
     server.run(signals, lambda: process.reload_wanted(signals, read_settings))
     if signals.reload and not signals.stop:

@@ -236,6 +236,9 @@ class Minder(threading.Thread):
                 self._tick(time.monotonic())
             except Away:
                 pass  # the main loop says so; the next tick connects again
+            except Exception as error:  # without a minder the leases run out under the handler: better a new process
+                log.event("worker.failed", "critical", error=repr(error), place=place_of(error))
+                os._exit(EX_SOFTWARE)
             time.sleep(TICK_S)
 
     def _tick(self, now: float) -> None:

@@ -20,11 +20,11 @@ _HUP: Final = {signal.SIGHUP}
 
 
 class Signals:
-    """What was asked of this process. `wake` is called from the handler, to end a wait; it must not block."""
+    """What was asked of this process. `wake` may be set: the handler calls it to end a wait, so it must not block."""
 
-    def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
+    def __init__(self) -> None:
         self.stop = self.reload = False
-        self._wake = wake
+        self.wake: Callable[[], None] = lambda: None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._noted)
         # HUP came in ignored (supervisord.conf) or blocked (reexec): before this line it would have killed us. One
@@ -36,7 +36,7 @@ class Signals:
             self.reload = True
         else:
             self.stop = True
-        self._wake()
+        self.wake()
 
     @property
     def asked(self) -> bool:

@@ -147,7 +147,8 @@ class Store:
     def __init__(self, url: str, name: str, *, timeout_s: float = 5.0) -> None:
         self.name = name
         self.redis = connect(url, timeout_s, name)
-        self.redis.set_response_callback("XREADGROUP", lambda reply, **_: reply)
+        for command in ("XREADGROUP", "XCLAIM"):  # their replies are wanted as they come
+            self.redis.set_response_callback(command, lambda reply, **_: reply)
         self._groups: set[str] = set()
 
     def close(self) -> None:
@@ -169,8 +170,9 @@ class Store:
 
         `again` returns what this worker holds already: after a lost reply nobody else knows of those.
         """
-        names = sorted(sources)
-        self._make_groups(names)
+        names = [name for name in sorted(sources) if self._has_group(name)]
+        if not names:
+            return []
         wait = [] if again else ["BLOCK", block_ms]
         where = [key("ready", name) for name in names] + ["0" if again else ">"] * len(names)
         try:
@@ -252,12 +254,19 @@ class Store:
         with _reaching():
             return {name.decode() for name in self.redis.smembers(key("sources"))}
 
-    def _make_groups(self, sources: Iterable[str]) -> None:
-        for source in sources:
-            if source not in self._groups:
-                with _reaching(), contextlib.suppress(redis.ResponseError):  # BUSYGROUP: it is there
+    def _has_group(self, source: str) -> bool:
+        """Make the group of a source's stream, so that its first job can be waited for; False when memory is full."""
+        if source not in self._groups:
+            with _reaching():
+                try:
                     self.redis.xgroup_create(key("ready", source), GROUP, id="0", mkstream=True)
-                self._groups.add(source)
+                except redis.exceptions.OutOfMemoryError:
+                    return bool(self.redis.exists(key("ready", source)))  # accept made the group with the stream
+                except redis.ResponseError as error:
+                    if "BUSYGROUP" not in str(error):
+                        raise
+            self._groups.add(source)
+        return True
 
     # ---------------- operators
 
@@ -521,7 +530,7 @@ class Intake:
 
     def __init__(self, url: str, name: str, wake: Callable[[], None], limit_s: float = 1.0) -> None:
         self._client = connect(url, limit_s, name)
-        self._wake, self._limit_s = wake, limit_s
+        self._wake, self.limit_s = wake, limit_s
         self._link: Any = None
         self._made: Any = None
         self._out = b""
@@ -579,7 +588,7 @@ class Intake:
     def submit(self, batch: Sequence[tuple[Delivery, int]], counters: Mapping[str, int], token: Any) -> None:
         """Send a batch; `received` gives `token` back with the ids."""
         command = ("EVALSHA", SCRIPTS["accept"][0], "1", PREFIX, *accept_args(batch, counters))
-        self._batches.append((time.monotonic() + self._limit_s, token))
+        self._batches.append((time.monotonic() + self.limit_s, token))
         self._out += hiredis.pack_command(command)
         self.flush()
 

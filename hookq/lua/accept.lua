@@ -21,7 +21,10 @@ for i = 0, n - 1 do
   if not first then
     if not streams[source] then
       streams[source] = ready(source)
-      redis.call('SADD', P .. 'sources', source)
+      if redis.call('SADD', P .. 'sources', source) == 1 then
+        -- Here, and not only by workers: a worker that starts while memory is full is not allowed to.
+        redis.pcall('XGROUP', 'CREATE', streams[source], 'workers', '0', 'MKSTREAM')
+      end
     end
     redis.call('XADD', streams[source], '*', 'v', '1', 'id', id, 'delivery_id', delivery_id, 'event_type', ARGV[at + 4],
       'received_at', ARGV[at + 5], 'attempt', '0', 'deaths', '0', 'suspect', '0', 'head', ARGV[at + 6], 'body', ARGV[at + 7])
