@@ -106,7 +106,8 @@ def test_json_reads_what_senders_send(head, body, parsed):
 
 
 @pytest.mark.parametrize(
-    ("head", "body"), [(b"", b""), (b"", b"{"), (b"", b"\xff"), (FORM, b"payload=no"), (FORM, b"\xff"), (FORM, b"no"), (FORM, b"&".join([b"a=1"] * 2000))]
+    ("head", "body"),
+    [(b"", b""), (b"", b"{"), (b"", b"\xff"), (FORM, b"payload=no"), (FORM, b"\xff"), (FORM, b"no"), (FORM, b"&".join([b"a=1"] * 2000))],
 )
 def test_json_of_anything_else_is_a_value_error(head, body):
     with pytest.raises(ValueError):

@@ -31,7 +31,9 @@ def test_verify_accepts_the_vector_that_github_publishes():
     assert check(source, {"X-Hub-Signature-256": signature}, b"Hello, World").reason == "signature"
 
 
-@pytest.mark.parametrize("signed", ["{body}", "{timestamp}.{body}", "{id}|{timestamp}|{body}", "v0:{timestamp}:{body}", "{url}{body}", "{header:X-Event}{body}"])
+@pytest.mark.parametrize(
+    "signed", ["{body}", "{timestamp}.{body}", "{id}|{timestamp}|{body}", "v0:{timestamp}:{body}", "{url}{body}", "{header:X-Event}{body}"]
+)
 @pytest.mark.parametrize("unit", ["s", "ms"])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -98,7 +100,9 @@ def test_verify_of_a_signed_timestamp_that_is_no_number_is_malformed_R10(value):
     assert found.reason in ("malformed", "missing")
 
 
-@pytest.mark.parametrize(("away_s", "reason"), [(0, None), (300, None), (-300, None), (301, "timestamp"), (-301, "timestamp"), (10**9, "timestamp")])
+@pytest.mark.parametrize(
+    ("away_s", "reason"), [(0, None), (300, None), (-300, None), (301, "timestamp"), (-301, "timestamp"), (10**9, "timestamp")]
+)
 @pytest.mark.parametrize("unit", ["s", "ms"])
 def test_verify_judges_the_timestamp_against_the_arrival_R10(away_s, reason, unit):
     source = Signer("p", replace(TIMED, timestamp_unit=unit), (b"k" * 16,))

@@ -1,0 +1,542 @@
+"""Ingestion from outside: bytes into a real process, exact answers out; and what it does when Redis is in trouble."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import ROOT, SECRET, free_port, request, signed, until
+
+import webhookd
+from hookq import config, process, wire
+from hookq.store import Store, key
+
+GOOD = "HTTP/1.1 202 Accepted"
+SOURCES = '[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\n'
+
+
+class Client:
+    """One connection; `answer` reads one response, `rest` until the end."""
+
+    def __init__(self, port):
+        self.sock = socket.create_connection(("127.0.0.1", port), 10)
+        self.file = self.sock.makefile("rb")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+        self.sock.close()
+
+    def send(self, data):
+        self.sock.sendall(data)
+        return self
+
+    def answer(self):
+        """Return (status line, headers, body)."""
+        line = self.file.readline().decode("latin-1").rstrip("\r\n")
+        headers = {}
+        while header := self.file.readline().decode("latin-1").rstrip("\r\n"):
+            name, _, value = header.partition(": ")
+            headers[name.lower()] = value
+        return line, headers, self.file.read(int(headers.get("content-length", 0)))
+
+    def rest(self):
+        return self.file.read()
+
+
+def ask(port, data):
+    with Client(port) as client:
+        return client.send(data).answer()
+
+
+def is_ready(port):
+    try:
+        return ask(port, b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n")[0].startswith("HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def serve(running):
+    def started(**settings):
+        port = free_port()
+        program = running("webhookd.py", PORT=port, **settings)
+        until(lambda: is_ready(port) or program.process.poll() is not None, what=program.text)
+        return program, port
+
+    return started
+
+
+@pytest.fixture
+def port(serve):
+    return serve()[1]
+
+
+def bodies(store):
+    return [lease.delivery.body for lease in store.lease(["github"], 64, 500)]
+
+
+# ---------------- the main way
+
+
+@pytest.mark.parametrize("way", ["whole", "byte by byte", "head and body apart"])
+def test_signed_delivery_is_accepted_and_its_bytes_kept_R3(port, store, way):
+    body = b'{"a":"\xff\x00"}'
+    data = request(body)
+    cut = data.index(b"\r\n\r\n") + 4
+    pieces = {"whole": [data], "byte by byte": [data[i : i + 1] for i in range(len(data))]}.get(way, [data[:cut], data[cut:]])
+    with Client(port) as client:
+        for piece in pieces:
+            client.send(piece)
+        line, headers, answer = client.answer()
+    assert line == GOOD and headers["content-type"] == "application/json"
+    assert set(json.loads(answer)) == {"status", "id", "reason"} and json.loads(answer)["status"] == "accepted"
+    assert bodies(store) == [body]
+
+
+def test_delivery_with_trailing_garbage_is_accepted_and_the_garbage_refused(port, store):
+    with Client(port) as client:
+        client.send(request() + b"\x00garbage")
+        assert client.answer()[0] == GOOD
+        assert client.answer()[0].startswith("HTTP/1.1 400")
+        assert client.rest() == b""
+    assert store.audit()["accepted"] == 1
+
+
+def test_pipelined_requests_are_answered_in_their_order(port, store):
+    data = b"".join(request(b'{"n":%d}' % n) + b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n" for n in range(20))
+    with Client(port) as client:
+        client.send(data)
+        lines = [client.answer()[0][9:12] for _ in range(40)]
+    assert lines == ["202", "200"] * 20
+    assert sorted(bodies(store)) == sorted(b'{"n":%d}' % n for n in range(20))
+
+
+def test_same_delivery_again_is_a_duplicate_with_the_same_id_R6(port, store):
+    data = request(headers={**signed(delivery_id="twice"), "X-Hub-Signature-256": signed()["X-Hub-Signature-256"]})
+    first, second = (json.loads(ask(port, data)[2]) for _ in range(2))
+    assert (first["status"], second["status"]) == ("accepted", "duplicate") and first["id"] == second["id"]
+    assert store.metrics().get("duplicates:github") == 1
+
+
+def test_connection_ends_after_the_answer_when_the_sender_says_so(port):
+    with Client(port) as client:
+        line, headers, _ = client.send(request(headers={**signed(), "Connection": "close"})).answer()
+        assert line == GOOD and headers["connection"] == "close" and client.rest() == b""
+    with Client(port) as client:
+        line, headers, _ = client.send(b"GET / HTTP/1.0\r\n\r\n").answer()
+        assert line == "HTTP/1.1 200 OK" and headers["connection"] == "close" and client.rest() == b""
+
+
+def test_half_closed_sender_is_still_answered_for_everything(port):
+    with Client(port) as client:
+        client.send(request() + request())
+        client.sock.shutdown(socket.SHUT_WR)
+        assert [client.answer()[0] for _ in range(2)] == [GOOD, GOOD]
+        assert client.rest() == b""
+
+
+def test_expect_is_met_only_after_the_checks(port):
+    data = request(b"x" * 100, headers={**signed(b"x" * 100), "Expect": "100-continue"})
+    cut = data.index(b"\r\n\r\n") + 4
+    with Client(port) as client:
+        client.send(data[:cut])
+        assert client.file.readline() + client.file.readline() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert client.send(data[cut:]).answer()[0] == GOOD
+    for head in (b"Content-Length: 99999999999\r\n", b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"):
+        line = ask(port, b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n" + head + b"\r\n")[0]
+        assert "100" not in line and line[9:12] in ("413", "400")
+
+
+# ---------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "reason"),
+    [
+        (request(headers={}), 401, "missing"),
+        (request(headers={"X-Hub-Signature-256": "sha1=00"}), 401, "malformed"),
+        (request(headers={"X-Hub-Signature-256": "sha256=" + "0" * 64}), 401, "signature"),
+        (request(path="/api/webhooks/nosuch"), 404, "unknown_source"),
+        (request(path="/api/webhooks/"), 404, "unknown_source"),
+        (request(path="/api/webhooks/github/x"), 404, "unknown_source"),
+        (request(path="/api/webhooks/..%2fgithub"), 404, "unknown_source"),
+        (b"GET /api/webhooks/github HTTP/1.1\r\nHost: a\r\n\r\n", 405, "bad_request"),
+        (b"PUT /api/webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", 405, "bad_request"),
+        (b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\n\r\n", 411, "bad_request"),
+        (b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 411, "bad_request"),
+        (b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "bad_request"),
+        (b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n", 413, "too_large"),
+        (b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Length: " + b"9" * 30 + b"\r\n\r\n", 413, "too_large"),
+        (b"POST /api/webhooks/github HTTP/3.0\r\nHost: a\r\n\r\n", 505, "bad_request"),
+        (b"POST /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, "bad_request"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431, "bad_request"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nExpect: x\r\n\r\n", 417, "bad_request"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01", 400, "bad_request"),
+    ],
+)
+def test_request_that_is_no_delivery_gets_its_code_and_reason(port, store, data, code, reason):
+    line, _, body = ask(port, data)
+    answer = json.loads(body)
+    assert (int(line[9:12]), answer) == (code, {"status": "rejected", "id": None, "reason": reason})
+    assert store.audit()["accepted"] == 0
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Content-Length: 0\r\nContent-Length: 44\r\n",
+        b"Content-Length: 44\r\nTransfer-Encoding: chunked\r\n",
+        b"Content-Length : 44\r\n",
+        b"X: a\rContent-Length: 44\r\n",
+        b"X: a\nContent-Length: 44\r\n",
+        b"X: \x00\r\nContent-Length: 44\r\n",
+        b"X: a\r\n Content-Length: 44\r\n",
+        b": a\r\nContent-Length: 44\r\n",
+        b"Host: b\r\nContent-Length: 44\r\n",
+        b"Content_Length: 44\r\nContent-Length: -1\r\n",
+    ],
+)
+def test_smuggled_request_is_never_answered(port, store, lines):
+    inner = b"GET /livez HTTP/1.1\r\nHost: a\r\nX: 0123456\r\n\r\n"
+    with Client(port) as client:
+        client.send(b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\n" + lines + b"\r\n" + inner)
+        assert client.answer()[0].startswith("HTTP/1.1 400") and client.rest() == b""
+
+
+def test_body_of_another_request_is_never_taken_for_the_next(port):
+    inner = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+    for start in (b"GET /livez", b"POST /api/webhooks/nosuch", b"POST /nothing"):
+        with Client(port) as client:
+            client.send(start + b" HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(inner) + inner)
+            client.answer()
+            assert client.rest() == b""
+
+
+def test_413_is_read_by_a_sender_that_is_still_sending(port):
+    head = b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Length: 900000000\r\n\r\n"
+    for _ in range(50):
+        with Client(port) as client:
+            client.send(head)
+            try:
+                for _ in range(8):
+                    client.send(b"x" * 65_536)
+            except OSError:
+                pass
+            assert client.answer()[0].startswith("HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+        (b"HEAD /livez HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+        (b"GET /readyz?x HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+        (b"GET http://a/livez HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+        (b"POST /livez HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+        (b"GET /nothing HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+    ],
+)
+def test_other_pages_have_their_codes(port, data, code):
+    with Client(port) as client:
+        line, _, body = client.send(data).answer() if b"HEAD" not in data else (client.send(data).file.readline().decode(), {}, b"")
+    assert int(line[9:12]) == code and b"Traceback" not in body
+
+
+def test_refusals_are_counted_exactly_and_logged_with_a_limit_R8(serve, store):
+    program, port = serve()
+    for _ in range(100):
+        ask(port, request(headers={}))
+    until(lambda: store.metrics().get("rejected:github:missing") == 100)
+    assert 1 <= len(program.events("request.reject")) < 100
+
+
+def test_nothing_secret_is_logged(serve):
+    program, port = serve()
+    headers = {**signed(b"marked-body"), "Authorization": "Basic marked-auth", "Cookie": "marked-cookie"}
+    ask(port, request(b"marked-body", headers=headers))
+    ask(port, request(b"marked-body", headers={**headers, "X-Hub-Signature-256": "sha256=marked-signature"}))
+    program.saw("request.reject")
+    assert "marked" not in program.text and SECRET not in program.text
+
+
+# ---------------- Redis in trouble
+
+
+def test_redis_away_is_answered_503_and_taken_again_without_a_restart_R1(serve, private_redis):
+    program, port = serve(redis=private_redis)
+    assert ask(port, request())[0] == GOOD
+    private_redis.stop()
+    line, headers, body = ask(port, request())
+    assert line.startswith("HTTP/1.1 503") and headers["retry-after"] and json.loads(body)["reason"] == "overloaded"
+    until(lambda: not is_ready(port))
+    private_redis.start()
+    until(lambda: is_ready(port))
+    assert ask(port, request())[0] == GOOD
+    assert len(program.events("redis.up")) == 2 and program.process.poll() is None
+
+
+def test_frozen_redis_never_gets_a_2xx_and_is_given_up_within_its_limit_R7(serve, private_redis):
+    _, port = serve(redis=private_redis)
+    private_redis.process.send_signal(signal.SIGSTOP)
+    started = time.monotonic()
+    assert ask(port, request())[0].startswith("HTTP/1.1 503")
+    assert 0.5 < time.monotonic() - started < 5
+    private_redis.process.send_signal(signal.SIGCONT)
+    until(lambda: is_ready(port))
+    assert ask(port, request())[0] == GOOD
+
+
+def test_delivery_answered_503_and_repeated_makes_one_job_R6(serve, private_redis):
+    _, port = serve(redis=private_redis)
+    data = request(headers=signed(delivery_id="once"))
+    private_redis.process.send_signal(signal.SIGSTOP)
+    assert ask(port, data)[0].startswith("HTTP/1.1 503")
+    private_redis.process.send_signal(signal.SIGCONT)  # and now it reads what was sent to it before
+    until(lambda: is_ready(port))
+    assert ask(port, data)[0][9:12] in ("200", "202")
+    probe = Store(private_redis.url, "probe")
+    assert (probe.audit()["accepted"], probe.audit()["gap"]) == (1, 0)
+    probe.close()
+
+
+def test_wiped_redis_goes_on_without_a_restart(serve, private_redis):
+    _, port = serve(redis=private_redis)
+    probe = Store(private_redis.url, "w1")
+    probe.redis.flushall()
+    probe.redis.script_flush()
+    codes = [until(lambda: ask(port, request())[0][9:12]), until(lambda: is_ready(port)) and ask(port, request())[0][9:12]]
+    assert codes[-1] == "202" and len(probe.lease(["github"], 9, 500)) >= 1
+    probe.close()
+
+
+# ---------------- limits, in a server of this process with short times
+
+
+@pytest.fixture
+def short(redis_server, store, monkeypatch, tmp_path):
+    """Return start(**settings) → port of a Server in a thread, whose limits of time are a few tenths of a second."""
+    monkeypatch.setattr(wire, "HEAD_S", 0.3)
+    monkeypatch.setattr(wire, "BODY_S", 0.5)
+    monkeypatch.setattr(wire, "IDLE_S", 0.3)
+    monkeypatch.setattr(webhookd, "SWEEP_S", 0.05)
+    started = []
+
+    class Asked:
+        stop = reload = asked = False
+
+    def start(**settings):
+        port, asked = free_port(), Asked()
+        env = {"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "PORT": str(port), **settings}
+        server = webhookd.Server(config.load(environ=env, root=tmp_path))
+        thread = threading.Thread(target=server.run, args=(asked, lambda: False))
+        thread.start()
+        started.append((server, asked, thread))
+        until(lambda: is_ready(port))
+        return port, server
+
+    yield start
+    for server, asked, thread in started:
+        asked.stop = asked.asked = True
+        server.wake()
+        thread.join(10)
+        assert not thread.is_alive() and server.held == 0
+        server.intake.failed("the test is over")
+        for sock in (server.waker, server.woken, server.selector):
+            sock.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "code"), [(b"GET / HT", 408), (request()[:-1], 408), (b"", None)], ids=["half a head", "half a body", "nothing"]
+)
+def test_slow_sender_is_ended_at_an_absolute_time_R7(short, data, code):
+    port, _ = short()
+    with Client(port) as client:
+        started, stop = time.monotonic(), threading.Event()
+
+        def dribble():
+            while not stop.wait(0.05):
+                try:
+                    client.sock.send(b"a" if data else b"")
+                except OSError:
+                    return
+
+        client.send(data) if data else None
+        thread = threading.Thread(target=dribble)
+        if code == 408 and b"GET" in data:
+            thread.start()
+        if code:
+            assert client.answer()[0].startswith(f"HTTP/1.1 {code}")
+        else:
+            assert client.rest() == b""
+        assert time.monotonic() - started < 3
+        stop.set()
+        if thread.ident:
+            thread.join()
+
+
+def test_idle_connection_is_ended(short):
+    port, _ = short()
+    with Client(port) as client:
+        assert client.send(request()).answer()[0] == GOOD
+        assert client.rest() == b""
+
+
+def test_bytes_over_max_held_are_refused_and_the_rest_goes_on(short):
+    port, server = short(MAX_HELD="100kb")
+    big = request(b"x" * 90_000)
+    with Client(port) as holder:
+        holder.send(big[:200])
+        until(lambda: server.held == 90_000)
+        line, headers, body = ask(port, big)
+        assert line.startswith("HTTP/1.1 503") and headers["retry-after"] and json.loads(body)["reason"] == "overloaded"
+        assert ask(port, request())[0] == GOOD
+        assert holder.send(big[1000:]).answer()[0] == GOOD
+    until(lambda: server.held == 0)
+
+
+def test_idle_connections_make_room_for_a_good_request(short):
+    port, server = short(MAX_CONNECTIONS="50")
+    idle = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(50)]
+    assert ask(port, request())[0] == GOOD
+    assert len(server.connections) <= 50
+    for sock in idle:
+        sock.close()
+
+
+def test_read_ahead_of_a_sender_that_reads_no_answers_is_bounded(short):
+    port, server = short()
+    with Client(port) as client:
+        client.sock.settimeout(0.3)
+        sent = 0
+        try:
+            while sent < 50_000_000:
+                sent += client.sock.send(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n" * 2000)  # and read no answer
+        except TimeoutError:
+            pass
+        assert all(len(c.buffer) <= webhookd.READ_AHEAD + webhookd.READ for c in list(server.connections))
+        assert sent < 50_000_000
+
+
+# ---------------- signals and the start
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_finishes_what_was_begun_and_ends(serve, store, number):
+    program, port = serve()
+    data = request()
+    with Client(port) as client, Client(port) as idle:
+        client.send(data[:-3])
+        idle.send(b"")
+        program.process.send_signal(number)
+        program.saw("process.drain")
+        line, headers, _ = client.send(data[-3:]).answer()
+        assert line == GOOD and headers["connection"] == "close"
+        assert program.process.wait(10) == 0
+    assert store.audit()["accepted"] == 1 and "Traceback" not in program.text
+
+
+def test_hup_starts_anew_in_the_same_process_with_the_settings_of_now(serve, tmp_path):
+    program, port = serve()
+    pid = program.process.pid
+    assert ask(port, request(path="/api/webhooks/later"))[0].startswith("HTTP/1.1 404")
+    (tmp_path / "webhooks.toml").write_text(SOURCES + SOURCES.replace("github]", "later]"))
+    program.process.send_signal(signal.SIGHUP)
+    until(lambda: len(program.events("process.start")) == 2 and is_ready(port))
+    assert ask(port, request(path="/api/webhooks/later"))[0] == GOOD
+    assert program.process.poll() is None and program.process.pid == pid
+
+
+def test_hup_with_wrong_settings_is_told_and_goes_on_with_the_old(serve, tmp_path):
+    program, port = serve()
+    (tmp_path / "webhooks.toml").write_text("[sources.github]\nscheme = 'nosuch'\n")
+    program.process.send_signal(signal.SIGHUP)
+    program.saw("settings.refused")
+    assert ask(port, request())[0] == GOOD and len(program.events("process.start")) == 1
+
+
+def test_hups_in_quick_succession_never_kill_it(serve):
+    program, port = serve()
+    for _ in range(10):
+        before = len(program.events("process.start"))
+        program.process.send_signal(signal.SIGHUP)
+        program.process.send_signal(signal.SIGHUP)
+        until(lambda seen=before: len(program.events("process.start")) > seen)
+        program.process.send_signal(signal.SIGHUP)
+    until(lambda: is_ready(port))
+    assert program.process.poll() is None
+
+
+def test_socket_on_fd_0_is_served_without_binding(redis_server, store, tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        env = {"PATH": os.environ["PATH"], "WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "PORT": "1", "WEBHOOKS_FILE": ""}
+        command = [sys.executable, str(ROOT / "webhookd.py")]
+        with subprocess.Popen(command, stdin=listener, stdout=subprocess.DEVNULL, env=env, cwd=tmp_path) as program:
+            assert ask(listener.getsockname()[1], request())[0] == GOOD
+            program.terminate()
+            assert program.wait(10) == 0
+
+
+def test_wrong_settings_end_with_78_and_every_mistake(running):
+    program = running("webhookd.py", PORT="x", MAX_BODY="lots", WEBHOOK_SECRET="short")
+    assert program.process.wait(10) == 78
+    assert all(name in program.text for name in ("PORT is 'x'", "MAX_BODY is 'lots'", "WEBHOOK_SECRET is not acceptable"))
+    assert "Traceback" not in program.text and "short" not in program.text.replace("shorter", "")
+
+
+def test_taken_port_is_told_in_a_sentence(running):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        program = running("webhookd.py", PORT=taken.getsockname()[1])
+        assert program.process.wait(10) == 1
+    assert re.search(r"cannot be listened on: Address already in use. Set HOST and PORT", program.text) and "Traceback" not in program.text
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [(["--check"], 0, "The settings are good"), (["--che"], 2, "unrecognized"), (["--send"], 69, "does not answer")],
+)
+def test_modes_of_the_command_say_what_is(running, args, code, said):
+    program = running("webhookd.py", *args, PORT=free_port())
+    assert program.process.wait(15) == code
+    assert said in program.text and "Traceback" not in program.text
+
+
+@pytest.mark.parametrize(("extra", "code", "said"), [([], 0, "done"), (["--fail"], 1, "not_json")])
+def test_sample_is_followed_to_its_end(serve, running, extra, code, said):
+    _, port = serve()
+    running("worker.py")
+    program = running("webhookd.py", "--send", *extra, PORT=port)
+    assert program.process.wait(20) == code
+    assert "-->" in program.text and "<--" in program.text and said in program.text
+
+
+def test_signals_that_came_before_the_handler_are_not_missed():
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    saved = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert process.Signals().reload
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+        for number, handler in saved.items():
+            signal.signal(number, handler)
+
+
+def test_counters_stay_out_of_the_keyspace_of_strangers(port, store):
+    # The path is the attacker's: a counter for each name in it would fill Redis.
+    for n in range(20):
+        ask(port, request(path=f"/api/webhooks/x{n}"))
+    until(lambda: store.metrics().get("rejected:_unknown:unknown_source") == 20)
+    assert not [name for name in store.redis.hkeys(key("metrics")) if b":x" in name]
