@@ -27,7 +27,7 @@ class Signer:
 
     name: str
     scheme: Scheme
-    secrets: tuple[bytes, ...] = field(repr=False)  # newest first
+    secrets: tuple[bytes, ...] = field(default=(), repr=False)  # newest first
     public_url: str = ""
 
 

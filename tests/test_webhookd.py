@@ -394,7 +394,7 @@ def test_bytes_over_max_held_are_refused_and_the_rest_goes_on(short):
     port, server = short(MAX_HELD="100kb")
     big = request(b"x" * 90_000)
     with Client(port) as holder:
-        holder.send(big[:200])
+        holder.send(big[:1000])
         until(lambda: server.held == 90_000)
         line, headers, body = ask(port, big)
         assert line.startswith("HTTP/1.1 503") and headers["retry-after"] and json.loads(body)["reason"] == "overloaded"

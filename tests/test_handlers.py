@@ -1,0 +1,99 @@
+"""Handlers: how they are found, what a broken one gets, the body's check, and the time limit."""
+
+import time
+
+import pytest
+from conftest import delivery
+
+import hookq
+from hookq.handlers import BadHandler, NotJson, TimeLimit, find_handler, parse_body, place_of, time_limit
+
+
+def test_handler_is_found_in_a_file_and_in_a_module(tmp_path):
+    (tmp_path / "h.py").write_text("def f(delivery):\n    return delivery.id\n")
+    made = delivery()
+    assert find_handler("h.py:f", tmp_path)(made) == made.id
+    assert find_handler("hookq.handlers:parse_body", tmp_path) is parse_body
+
+
+def test_two_files_of_one_name_are_two_modules(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "handlers.py").write_text(f"def f(_):\n    return {name!r}\n")
+    assert [find_handler("handlers.py:f", tmp_path / name)(None) for name in ("a", "b")] == ["a", "b"]
+    assert hookq.handlers.find_handler is find_handler
+
+
+@pytest.mark.parametrize(
+    ("text", "spec", "said"),
+    [
+        (None, "gone.py:f", "there is no file"),
+        ("def f(:\n", "h.py:f", "h.py line 1: invalid syntax"),
+        ("\n\nimport nosuch_module\n", "h.py:f", "h.py line 3: ModuleNotFoundError: No module named 'nosuch_module'"),
+        ("raise SystemExit(3)\n", "h.py:f", "h.py line 1: SystemExit: 3"),
+        ("x = 1\n", "h.py:f", "h.py has no function f."),
+        ("f = 1\n", "h.py:f", "h.py has no function f."),
+        ("", "h.py", 'it must be "file.py:function"'),
+        ("", "h.py:", 'it must be "file.py:function"'),
+        ("", "nosuch.module:f", "No module named 'nosuch'"),
+    ],
+)
+def test_handler_that_cannot_be_loaded_gets_a_sentence_with_its_line(tmp_path, text, spec, said):
+    if text is not None:
+        (tmp_path / "h.py").write_text(text)
+    with pytest.raises(BadHandler) as refused:
+        find_handler(spec, tmp_path)
+    assert said in str(refused.value) and str(refused.value).endswith(".")
+
+
+@pytest.mark.parametrize("kind", ["", "application/json", "application/vnd.x+json; charset=utf-8", "TEXT/JSON"])
+def test_body_of_json_type_that_does_not_parse_is_not_json(kind):
+    head = f"Content-Type: {kind}\r\n".encode() if kind else b""
+    parse_body(delivery(head=head, body=b"[]"))
+    for body in (b"no", b"", b"\xff", b"[" * 100_000):
+        with pytest.raises(NotJson):
+            parse_body(delivery(head=head, body=body))
+
+
+def test_body_of_another_type_is_not_parsed():
+    parse_body(delivery(head=b"Content-Type: text/plain\r\n", body=b"\xff{"))
+
+
+def swallowing():
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        try:
+            time.sleep(1)
+        except Exception:
+            pass
+
+
+@pytest.mark.parametrize(
+    "work", [lambda: time.sleep(5), lambda: all(n == 0 for n in iter(int, 1)), swallowing], ids=["waits", "computes", "swallows"]
+)
+def test_time_limit_stops_a_handler_in_python(work):
+    started = time.monotonic()
+    with pytest.raises(TimeLimit, match="timeout_s of 0.05 s"), time_limit(0.05):
+        work()
+    assert time.monotonic() - started < 3
+
+
+def test_time_limit_leaves_nothing_behind():
+    with time_limit(0.05):
+        pass
+    end = time.monotonic() + 0.1
+    while time.monotonic() < end:  # a signal left armed would raise here
+        pass
+
+
+def test_place_is_where_the_error_arose(tmp_path):
+    (tmp_path / "h.py").write_text("def f(_):\n    raise ValueError\n")
+    try:
+        find_handler("h.py:f", tmp_path)(None)
+    except ValueError as error:
+        assert place_of(error) == "h.py:2 f"
+
+
+def test_package_offers_what_handlers_need():
+    assert issubclass(hookq.Retry, Exception) and issubclass(hookq.GiveUp, Exception)
+    assert hookq.Retry(after_s=3).after_s == 3 and hookq.Retry("why").after_s is None

@@ -1,0 +1,312 @@
+"""The worker: named histories of one job with given time and dice, then real processes that are stopped, killed and frozen."""
+
+import signal
+
+import pytest
+from conftest import NOW, accepted, delivery, until
+
+import worker
+from hookq import GiveUp, Retry
+from hookq.config import Source
+from hookq.handlers import NotJson
+from hookq.job import MAX_DEATHS
+from hookq.schemes import SCHEMES
+from hookq.signing import Signer
+from hookq.store import Lease, Settled, Store
+
+SOURCE = Source(Signer("github", SCHEMES["github"]), max_attempts=3, retry_base_s=8, retry_max_s=100, timeout_s=5)
+
+
+def run(handler, attempt=0, source=SOURCE):
+    lease = Lease(b"1-1", delivery(attempt=attempt), 0, False)
+    return worker.attempt(lease, source, handler, "w1", lambda: NOW + 1.5, lambda: 0.5)
+
+
+def fail(error):
+    def handler(_):
+        raise error
+
+    return handler
+
+
+HISTORIES = {
+    "returns": ([lambda _: None], ["done"]),
+    "fails, then returns": ([fail(ValueError("no")), lambda _: None], ["retry", "done"]),
+    "always fails": ([fail(ValueError("no"))] * 3, ["retry", "retry", "dead"]),
+    "gives up": ([fail(GiveUp("never"))], ["dead"]),
+    "asks for a retry": ([fail(Retry(after_s=7))], ["retry"]),
+    "cannot be parsed": ([fail(NotJson("bad"))], ["dead"]),
+    "leaves the program": ([fail(SystemExit(1))] * 3, ["retry", "retry", "dead"]),
+    "is interrupted": ([fail(KeyboardInterrupt())], ["retry"]),
+}
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_attempt_ends_as_its_history_says(name):
+    handlers, outcomes = HISTORIES[name]
+    assert [run(handler, attempt).outcome for attempt, handler in enumerate(handlers)] == outcomes
+
+
+@pytest.mark.parametrize(
+    ("error", "attempt", "reason", "delay", "told"),
+    [
+        (ValueError("no"), 0, "", 4.0, "ValueError: no"),
+        (ValueError("no"), 1, "", 8.0, "ValueError: no"),
+        (ValueError("no"), 2, "max_attempts", 0, "ValueError: no"),
+        (Retry(after_s=70), 0, "", 70.0, "Retry: the handler asked for a retry"),
+        (Retry("later", after_s=70), 2, "max_attempts", 0, "Retry: later"),
+        (GiveUp("why"), 0, "gave_up", 0, "GiveUp: why"),
+        (NotJson("line 1"), 0, "not_json", 0, "not_json: line 1"),
+    ],
+)
+def test_failed_attempt_keeps_why_and_when(error, attempt, reason, delay, told):
+    found = run(fail(error), attempt)
+    assert (found.reason, found.delay_s, found.facts["error"]) == (reason, delay, told)
+    assert found.facts["attempt"] == attempt + 1 and found.facts["wait_ms"] == 1500 and "test_worker.py" in found.facts["place"]
+
+
+def test_attempt_of_a_source_that_is_gone_is_retried_then_no_source():
+    found = [run(None, attempt, source=None) for attempt in range(8)]
+    assert [f.outcome for f in found] == ["retry"] * 7 + ["dead"] and found[-1].reason == "no_source"
+
+
+def test_attempt_with_none_left_is_buried_without_a_run():
+    ran = []
+    found = run(ran.append, attempt=3)
+    assert (found.outcome, found.reason, ran) == ("dead", "max_attempts", []) and "attempt" not in found.facts
+
+
+def test_handler_sees_the_number_of_its_attempt_and_the_bytes():
+    seen = []
+    run(seen.append, attempt=1)
+    assert (seen[0].attempt, seen[0].body, seen[0].source) == (2, b'{"n":1}', "github")
+
+
+def test_long_error_is_cut_so_that_it_fits_a_list():
+    assert len(run(fail(ValueError("x" * 10**6))).facts["error"]) == worker.MAX_ERROR
+
+
+# ---------------- real processes
+
+HANDLER = """
+import os, pathlib, signal, time
+here = pathlib.Path(__file__).parent
+from hookq import GiveUp, Retry
+
+def mark(name, text=""):
+    with open(here / name, "a") as file:
+        file.write(text + "\\n")
+
+def handle(delivery):
+    mark("starts", f"{delivery.id} {delivery.attempt} {os.getpid()}")
+    what = delivery.body.decode("latin-1")
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "fail once" and delivery.attempt == 1:
+        raise ValueError("once")
+    elif what == "bytes":
+        (here / "seen").write_bytes(delivery.body)
+    elif what == "wait":
+        while not (here / "go").exists():
+            time.sleep(0.01)
+    elif what == "stuck":
+        sum(range(10**11))
+    elif what == "slow":
+        time.sleep(30)
+"""
+
+
+@pytest.fixture
+def work(running, tmp_path):
+    """work(**keys of the source) starts a worker with HANDLER."""
+
+    def start(redis=None, **keys):
+        (tmp_path / "h.py").write_text(HANDLER)
+        lines = {"scheme": '"github"', "secrets": '["env:WEBHOOK_SECRET"]', "handler": '"h.py:handle"', "retry_base_s": 0.01, **keys}
+        (tmp_path / "webhooks.toml").write_text("[sources.github]\n" + "".join(f"{k} = {v}\n" for k, v in lines.items()))
+        return running("worker.py", redis=redis)
+
+    start.starts = lambda: (tmp_path / "starts").read_text().splitlines() if (tmp_path / "starts").exists() else []
+    start.folder = tmp_path
+    return start
+
+
+def settled(store, limit_s=15, **wanted):
+    def same():
+        found = store.audit()
+        return found if all(found[name] == value for name, value in wanted.items()) else None
+
+    found = until(same, limit_s, f"{wanted}, now {store.audit()}")
+    assert found["gap"] == 0
+    return found
+
+
+def test_job_is_run_and_done_with_its_bytes_R3(store, work):
+    work()
+    accepted(store, body=b"bytes")
+    settled(store, done=1)
+    assert (work.folder / "seen").read_bytes() == b"bytes" and len(work.starts()) == 1
+
+
+def test_failed_job_is_retried_and_done(store, work):
+    program = work()
+    accepted(store, body=b"fail once")
+    settled(store, done=1)
+    assert [line.split()[1] for line in work.starts()] == ["1", "2"]
+    told = program.saw("job.reschedule")[0]
+    assert (told["attempt"], told["error"], told["place"].split(":")[0]) == (1, "ValueError: once", "h.py")
+    assert program.saw("job.promote") and program.saw("job.complete")[0]["attempt"] == 2
+
+
+def test_handler_over_its_time_limit_is_stopped_and_retried_R7(store, work):
+    program = work(timeout_s=0.2, max_attempts=2)
+    accepted(store, body=b"slow")
+    settled(store, dead=1)
+    assert "TimeLimit" in program.events("job.bury")[0]["error"] and len(work.starts()) == 2
+
+
+def test_stop_finishes_the_job_in_hand_and_gives_the_rest_back(store, work):
+    accepted(store, body=b"wait")
+    accepted(store, 5)
+    program = work()
+    until(work.starts)
+    program.process.send_signal(signal.SIGTERM)
+    (work.folder / "go").touch()
+    assert program.process.wait(10) == 0
+    audit = store.audit()
+    assert (audit["done"], audit["ready"], audit["leased"], audit["gap"]) == (1, 5, 0, 0)
+
+
+def test_hup_starts_anew_with_the_handler_of_now(store, work):
+    program = work()
+    accepted(store)
+    settled(store, done=1)
+    (work.folder / "h.py").write_text('def handle(delivery):\n    raise __import__("hookq").GiveUp("the new one")\n')
+    pid = program.process.pid
+    program.process.send_signal(signal.SIGHUP)
+    until(lambda: len(program.events("process.start")) == 2)
+    accepted(store)
+    settled(store, dead=1)
+    assert program.process.pid == pid and program.process.poll() is None
+
+
+def test_job_of_a_killed_worker_is_run_by_another_R9(store, work):
+    first = work()
+    accepted(store, body=b"wait")
+    until(work.starts)
+    work()
+    first.process.kill()
+    until(lambda: len(work.starts()) == 2, 10, "it is run again")
+    (work.folder / "go").touch()
+    settled(store, done=1)
+    assert [line.split()[1] for line in work.starts()] == ["1", "2"]
+
+
+def test_frozen_worker_that_lost_its_lease_settles_nothing_R5(store, work):
+    program = work()
+    accepted(store, body=b"wait")
+    until(work.starts)
+    name = program.saw("process.start")[0]["worker"]
+    program.process.send_signal(signal.SIGSTOP)
+    store.reclaim(name)
+    held = until(lambda: store.lease(["github"], 1, 100))[0]
+    assert store.settle([Settled(held, "dead", {"attempt": 2}, reason="gave_up")]) == [True]
+    (work.folder / "go").touch()
+    program.process.send_signal(signal.SIGCONT)
+    program.saw("lease.lost")
+    audit = store.audit()
+    assert (audit["done"], audit["dead"], audit["gap"]) == (0, 1, 0)
+
+
+def test_job_that_kills_its_workers_is_buried_after_three_starts_and_its_neighbours_are_done_R9(store, work):
+    accepted(store, 3)
+    killer = accepted(store, body=b"kill")[0].id
+    accepted(store, 3)
+    program = work()
+    for _ in range(20):
+        until(lambda now=program: now.process.poll() is not None or store.audit()["dead"], 15)
+        if store.audit()["dead"]:
+            break
+        program = work()
+    settled(store, done=6, dead=1, ready=0, leased=0)
+    assert [job.reason for job in store.parked("dead")] == ["killed_worker"] and store.dead_ids() == [killer]
+    assert sum(line.startswith(killer) for line in work.starts()) == MAX_DEATHS
+
+
+def test_handler_stuck_in_c_code_costs_the_process_not_the_job_R7(store, work):
+    program = work(timeout_s=0.2)
+    accepted(store, body=b"stuck")
+    assert program.process.wait(30) not in (0, None)
+    assert store.audit()["leased"] == 1 and store.audit()["gap"] == 0
+
+
+def test_restarted_redis_is_found_again_without_a_restart(private_redis, work):
+    program = work(redis=private_redis)
+    store = Store(private_redis.url, "probe")
+    accepted(store)
+    settled(store, done=1)
+    private_redis.stop()
+    program.saw("redis.away")
+    private_redis.start()
+    accepted(store)
+    settled(store, done=2)
+    assert program.process.poll() is None
+    store.close()
+
+
+def test_wiped_redis_is_worked_on_without_a_restart(private_redis, work):
+    program = work(redis=private_redis)
+    store = Store(private_redis.url, "probe")
+    accepted(store)
+    settled(store, done=1)
+    store.redis.flushall()
+    accepted(store)
+    settled(store, done=1)
+    assert program.process.poll() is None
+    store.close()
+
+
+def test_full_redis_is_drained_by_a_worker_that_starts_meanwhile(private_redis, work):
+    store = Store(private_redis.url, "probe")
+    accepted(store, 20)
+    store.redis.config_set("maxmemory", "1kb")
+    store.redis.config_set("maxmemory-policy", "noeviction")
+    work(redis=private_redis)
+    settled(store, done=20, ready=0)
+    store.close()
+
+
+def test_minder_lives_through_a_renewal(store, work, monkeypatch):
+    # Renewing happens on the first tick too: a fault in it would end the process.
+    program = work()
+    accepted(store, body=b"wait")
+    until(work.starts)
+    until(lambda: any(beat["job"] for beat in store.workers().values()))
+    (work.folder / "go").touch()
+    settled(store, done=1)
+    assert not program.events("worker.failed")
+
+
+def test_source_without_a_handler_logs_its_jobs_and_buries_what_does_not_parse(store, running):
+    program = running("worker.py")
+    accepted(store)
+    accepted(store, body=b"no json")
+    settled(store, done=1, dead=1)
+    assert program.saw("job.complete") and program.saw("job.bury")[0]["reason"] == "not_json"
+
+
+def test_broken_handler_ends_the_start_with_its_line(running, tmp_path):
+    (tmp_path / "h.py").write_text("def handle(d):\n  return (\n")
+    toml = '[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\nhandler = "h.py:handle"\n'
+    (tmp_path / "webhooks.toml").write_text(toml)
+    program = running("worker.py")
+    assert program.process.wait(10) == 78
+    assert "h.py line 2" in program.text and "Traceback" not in program.text
+
+
+def test_two_workers_run_each_job_once(store, work):
+    work(), work()
+    accepted(store, 200)
+    settled(store, done=200)
+    ids = [line.split()[0] for line in work.starts()]
+    assert len(ids) == len(set(ids)) == 200
