@@ -16,6 +16,7 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 # A line longer than this is cut: a log is read by people, and one hostile header must not fill a disk.
 MAX_VALUE = 2000
 
+_LINE = json.JSONEncoder(default=str)
 _out = 1
 
 
@@ -45,7 +46,7 @@ def _short(value: Any) -> Any:
 
 
 def _json(name: str, level: str, facts: dict[str, Any]) -> str:
-    return json.dumps({"at": round(time.time(), 3), "level": level, "event": name, **facts}, default=str) + "\n"
+    return _LINE.encode({"at": round(time.time(), 3), "level": level, "event": name, **facts}) + "\n"
 
 
 def _text(name: str, level: str, facts: dict[str, Any]) -> str:

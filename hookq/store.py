@@ -59,6 +59,9 @@ RENEW_S: Final = 10.0
 # Scripts are atomic: while one runs nobody else is served. 500 rows take about 5 ms.
 CHUNK: Final = 500
 
+# Made once: json.dumps makes a new encoder for each call with separators, at 3 µs a job.
+_FACTS: Final = json.JSONEncoder(separators=(",", ":"))
+
 _ALLOW_OOM: Final = ("settle", "promote", "reclaim", "redrive", "discard", "restore")
 _READ_ONLY: Final = ("audit", "find")
 
@@ -192,7 +195,7 @@ class Store:
         """End the attempts; False for each whose lease was lost meanwhile: nothing was changed for it (R5)."""
         rows: list[Any] = []
         for row in settled:
-            facts = json.dumps(row.facts, separators=(",", ":"))
+            facts = _FACTS.encode(row.facts)
             rows += [row.lease.delivery.source, row.lease.entry, row.outcome, row.delay_s, row.reason, facts]
         return [bool(done) for done in self._run("settle", *rows)]
 
