@@ -226,6 +226,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "dashboard.html",
             verdict=verdict(audit, len(live)),
             notice=parse_qs(query).get("notice", [""])[0][:200],
+            risks=" ".join(store.health()[1]),
             counts=Markup("".join(page("count.html", name=name, number=f"{audit[name]:,}") for name in names)),
             sources=Markup("".join(sources) or page("empty.html", text="Nothing received yet. Send one: webhookd.py --send", columns=3)),
             dead=Markup(
@@ -265,15 +266,14 @@ def verdict(audit: dict[str, Any], workers: int) -> str:
         return f"The ledger's gap is {audit['gap']}: what was accepted and what is there differ."
     if not workers:
         return f"No workers are running and {audit['ready']:,} jobs are ready."
-    dead = f"{audit['dead']:,} dead letters." if audit["dead"] else "No dead letters."
-    return f"{workers} workers up. {audit['ready']:,} ready. {dead}"
+    dead = f"{dlq.counted(audit['dead'])}." if audit["dead"] else "No dead letters."
+    return f"{workers} worker{'' if workers == 1 else 's'} up. {audit['ready']:,} ready. {dead}"
 
 
 def dead_rows(dead: list[Parked], now: float, token: str) -> Iterator[str]:
     for job in dead:
-        error = str(job.facts.get("error", ""))[:300]
-        facts = {"id": job.id, "source": job.source, "event_type": job.event_type, "attempts": job.attempt, "error": error}
-        yield page("dead.html", **facts, age=int(now - job.at), reason=job.reason, token=token)
+        facts = {"id": job.id, "source": job.source, "event_type": job.event_type, "attempts": job.attempt}
+        yield page("dead.html", **facts, age=dlq.age(now - job.at), error=dlq.why(job)[:300], token=token)
 
 
 def worker_rows(live: dict[str, dict[str, Any]], now: float) -> Iterator[str]:
@@ -335,6 +335,7 @@ def main() -> None:
         sys.exit(f"{where} cannot be listened on: {error.strerror}. Set DASHBOARD_HOST and DASHBOARD_PORT to a free address.")
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
     log.event("process.start", program="dashboard", version=VERSION)
+    process.boot_check(settings.redis_url, process.name_of("dashboard"))
     while True:
         asked.wait()
         asked.clear()

@@ -121,15 +121,17 @@ def view(store: Store, args: argparse.Namespace) -> int:
     if args.json:
         return say_json([{"n": n, **as_json(job)} for n, job in numbered])
     now = time.time()
-    rows = [
-        (str(n), job.id[:SHOWN_ID], job.source, job.event_type, f"{job.attempt}/{job.facts.get('of', '?')}", age(now - job.at), why(job))
-        for n, job in numbered
-    ]
+    rows = [row_of(n, job, now) for n, job in numbered]
     if rows:
         table(("N", "ID", "SOURCE", "EVENT TYPE", "ATTEMPTS", "DEAD FOR", "ERROR"), rows)
     then = "   Next: dlqctl --show ID | dlqctl --retry N" if rows else " A job lands here when no retry can help."
-    print(f"{len(rows)} of {counted(total)}.{then}", file=sys.stderr)
+    print(f"{len(rows)} of {dlq.counted(total)}.{then}", file=sys.stderr)
     return 0
+
+
+def row_of(number: int, job: Parked, now: float) -> tuple[str, ...]:
+    attempts = f"{job.attempt}/{job.facts.get('of', '?')}"
+    return (str(number), job.id[:SHOWN_ID], job.source, job.event_type, attempts, dlq.age(now - job.at), dlq.why(job))
 
 
 def show(store: Store, args: argparse.Namespace) -> int:
@@ -158,7 +160,7 @@ def retry(store: Store, args: argparse.Namespace) -> int:
         id = dlq.retry_rank(store, args.retry, "command")
         return told(args, {"retried": [id]}, f"Put back {id}. {left(store)}   Follow: dlqctl --show {id}")
     count = store.audit()["dead"]
-    if count > ASK_ABOVE and not confirmed(args, f"This puts {counted(count)} back. Go on? [y/N] "):
+    if count > ASK_ABOVE and not confirmed(args, f"This puts {dlq.counted(count)} back. Go on? [y/N] "):
         return EX_DECLINED
     ids = dlq.retry_all(store, "command")
     return told(args, {"retried": ids}, f"Put back {len(ids)}. {left(store)}   Follow: dlqctl --audit")
@@ -166,7 +168,7 @@ def retry(store: Store, args: argparse.Namespace) -> int:
 
 def flush(store: Store, args: argparse.Namespace) -> int:
     count = store.audit()["dead"]
-    if not confirmed(args, f"This discards {counted(count)}. They can be restored for 24 h. Go on? [y/N] "):
+    if not confirmed(args, f"This discards {dlq.counted(count)}. They can be restored for 24 h. Go on? [y/N] "):
         return EX_DECLINED
     batch, ids = dlq.discard_all(store, "command")
     if not ids:
@@ -225,22 +227,13 @@ def confirmed(args: argparse.Namespace, question: str) -> bool:
 
 
 def left(store: Store) -> str:
-    return f"{counted(store.audit()['dead'])} left."
-
-
-def counted(count: int) -> str:
-    return f"{count:,} dead letter" + ("" if count == 1 else "s")
-
-
-def why(job: Parked) -> str:
-    error = str(job.facts.get("error", ""))
-    return error if error.startswith(job.reason) else f"{job.reason}: {error}"
+    return f"{dlq.counted(store.audit()['dead'])} left."
 
 
 def as_json(job: Parked) -> dict[str, Any]:
     facts = job._asdict()
     died_at, last = facts.pop("at"), facts.pop("facts")
-    return {**facts, "state": "dead", "died_at": died_at, "error": why(job), "last_attempt": last}
+    return {**facts, "state": "dead", "died_at": died_at, "error": dlq.why(job), "last_attempt": last}
 
 
 def story_json(found: dlq.Story) -> dict[str, Any]:
@@ -259,7 +252,7 @@ def facts_of(found: dlq.Story) -> list[tuple[str, str]]:
     if found.parked:
         facts += [
             ("attempts", f"{found.parked.attempt}/{found.parked.facts.get('of', '?')}"),
-            ("error", why(found.parked).removeprefix(": ")),
+            ("error", dlq.why(found.parked).removeprefix(": ")),
         ]
     return facts
 
@@ -277,13 +270,6 @@ def headers_of(found: dlq.Story) -> dict[str, str]:
 def printable_body(body: bytes) -> str:
     text = body.decode("utf-8", "backslashreplace")
     return "\n".join(log.printable(line) for line in text.splitlines())
-
-
-def age(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)}{unit}"
-    return f"{max(0, int(seconds))}s"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -25,6 +25,7 @@ import selectors
 import socket
 import stat
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -155,6 +156,8 @@ class Server(http.server.HTTPServer):
         self.woken.recv(4096)
         if self.intake.adopt():
             log.event("redis.up")
+            # In a thread: the loop waits for nobody.
+            threading.Thread(target=process.boot_check, args=(self.settings.redis_url, self.intake.name), daemon=True).start()
             self.intake_mask = 0
             self._watch_intake()
             self._listen(not self.draining_since)

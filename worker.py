@@ -230,6 +230,7 @@ class Minder(threading.Thread):
         self.started_at = time.time()
 
     def run(self) -> None:
+        process.boot_check(self.worker.settings.redis_url, self.worker.name)
         while True:
             self._watchdog()
             try:

@@ -99,3 +99,22 @@ def act_on(store: Store, act: str, id: str, by: str) -> str:
         raise NoSuch(f"{log.printable(id) or 'That'} is no dead letter any more: somebody else has put it back or discarded it.")
     log.event("job.redrive" if act == "retry" else "job.discard", id=id, by=by)
     return said
+
+
+# ---------------- how both say it
+
+
+def counted(count: int) -> str:
+    return f"{count:,} dead letter" + ("" if count == 1 else "s")
+
+
+def why(job: Parked) -> str:
+    error = str(job.facts.get("error", ""))
+    return error if error.startswith(job.reason) else f"{job.reason}: {error}"
+
+
+def age(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(0, int(seconds))}s"

@@ -28,6 +28,7 @@ from hookq.config import EX_SETTINGS, VERSION, Config, Invalid, load
 from hookq.store import Away, Store
 
 PORT_WAIT_S = 15.0  # a stack that is just stopping needs a moment to let go
+SLOW_S = 5.0  # until it says what it is waiting for
 READY_S = 60.0  # Redis reads its file first: a gigabyte of it takes about ten seconds
 MADE = ("WEBHOOK_SECRET", "DASHBOARD_PASSWORD")
 
@@ -144,14 +145,18 @@ def forward_signals(supervisor: "subprocess.Popen[bytes]") -> list[int]:
 
 def ready(settings: Config, supervisor: "subprocess.Popen[bytes]", stopping: list[int]) -> bool:
     """Tell whether ingestion and dashboard answer within the limit; say what does not."""
-    end = time.monotonic() + READY_S
-    while time.monotonic() < end and supervisor.poll() is None and not stopping:
-        late = [name for name, host, port in ports(settings) if not answers(host, port)]
+    started, told = time.monotonic(), False
+    while time.monotonic() < started + READY_S and supervisor.poll() is None and not stopping:
+        late = [f"{host}:{port}" for _, host, port in ports(settings) if not answers(host, port)]
         if not late:
             return True
+        if not told and time.monotonic() > started + SLOW_S:
+            told = True
+            why = describe_redis(settings)[1] or [f"see the logs in {settings.state_dir}."]
+            print(f"Still waiting for {' and '.join(late)}: {why[0]}", flush=True)
         time.sleep(0.1)
     if supervisor.poll() is None and not stopping:
-        print(f"Not ready after {READY_S:g} s: see the logs in {settings.state_dir}, and `supervisorctl -c supervisord.conf status`.")
+        print(f"Not ready after {READY_S:g} s, and still trying: see the logs in {settings.state_dir}.", flush=True)
     return False
 
 
@@ -195,7 +200,7 @@ def describe_redis(settings: Config) -> tuple[str, list[str]]:
     try:
         found, risks = Store(settings.redis_url, "launch").health()
     except Away as error:
-        return where, [str(error)]
+        return where, [f"Redis cannot be reached ({error}): start it, or set REDIS_URL to where it is."]
     facts = [found.pop("version"), *(f"{name}={value}" for name, value in found.items())]
     return "  ".join([where, *facts]), risks
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Final
 
 from hookq import config, log
+from hookq.store import Away, Store
 
 _HUP: Final = {signal.SIGHUP}
 
@@ -71,6 +72,19 @@ def reexec() -> None:
     log.event("process.reexec")
     signal.pthread_sigmask(signal.SIG_BLOCK, _HUP)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def boot_check(url: str, name: str) -> None:
+    """Write a line about this Redis, and one for each of its settings that can lose jobs. Never a refusal."""
+    try:
+        store = Store(url, name)
+        found, risks = store.health()
+        store.close()
+    except Away:
+        return  # whoever needs it says so, again and again
+    log.event("redis.check", **{key.replace("-", "_"): value for key, value in found.items()})
+    for risk in risks:
+        log.event("redis.risk", "warning", why=risk)
 
 
 def name_of(kind: str) -> str:

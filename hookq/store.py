@@ -532,6 +532,7 @@ class Intake:
     MAX_UNDER_WAY: Final = 2
 
     def __init__(self, url: str, name: str, wake: Callable[[], None], limit_s: float = 1.0) -> None:
+        self.name = name
         self._client = connect(url, limit_s, name)
         self._wake, self.limit_s = wake, limit_s
         self._link: Any = None
