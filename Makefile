@@ -1,7 +1,6 @@
 # Two commands do all set-up on a fresh machine: `make run` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-STATE_DIR ?= var
 
 .PHONY: help run test lint reload bench clean redis
 help:  ## this list
@@ -19,8 +18,8 @@ lint: .venv/dev  ## ruff, and mypy (strict) on hookq
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-reload:  ## every process finishes what it has, then starts anew with the settings of now
-	@$(BIN)/supervisorctl -c supervisord.conf -s unix://$(abspath $(STATE_DIR))/supervisor.sock signal HUP webhookd:* worker:* dashboard
+reload: .venv/run  ## every process finishes what it has, then starts anew with the settings of now
+	@$(BIN)/python -m hookq.launch reload
 
 bench: .venv/run redis  ## requests/s and CPU of ingestion, jobs/s of a worker, beside simpler ones
 	$(BIN)/python bench/bench.py

@@ -28,7 +28,7 @@ from urllib.parse import parse_qs
 from hookq import dlq, log, process, wire
 from hookq.config import VERSION, Config, add_flags, load
 from hookq.handlers import place_of
-from hookq.store import Away, Parked, Store
+from hookq.store import Act, Away, Parked, Search, Store
 
 TEMPLATES = Path(__file__).with_name("templates")
 HTML, TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
@@ -218,10 +218,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _overview(self, store: Store, query: str) -> str:
         audit, beats, now = store.audit(), store.workers(), time.time()
         live = {name: beat for name, beat in beats.items() if now - beat["at"] < 10}
-        dead = store.parked("dead", 0, ROWS - 1)
+        dead = [job for _, job in dlq.jobs(store, dlq.select(store, Search(), limit=ROWS))]
         token = self.server.token(int(now // 3600))
         names = ("ready", "leased", "retry", "dead", "done", "discarded", "spooled", "accepted", "gap")
-        sources = [page("source.html", name=name, ready=pair[0], leased=pair[1]) for name, pair in sorted(audit["sources"].items())]
+        sources = [page("source.html", name=name, ready=n["ready"], leased=n["leased"]) for name, n in sorted(audit["sources"].items())]
         return page(
             "dashboard.html",
             verdict=verdict(audit, len(live)),
@@ -248,13 +248,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return 403, TEXT, b"This form did not come from a page of this dashboard, or is over 11 hours old: reload the page.\n", ""
         act, id = request.path.rpartition("/")[2], form.get("id", [""])[0]
         try:
-            notice = dlq.act_on(store, act, id, "page")
+            notice = act_on(store, act, id, dlq.actor("page", f"{USER} from {self.client_address[0]}"))
         except dlq.NoSuch as error:
             notice = str(error)
         return 303, TEXT, b"", f"Location: /dashboard?notice={wire.quoted(notice)}\r\n"
 
     def log_message(self, *_: Any) -> None:
         """http.server's own lines have another form; acts and refusals are logged where they happen."""
+
+
+def act_on(store: Store, verb: str, id: str, act: Act) -> str:
+    """Do one act of the page on a whole id (restore: on a batch); return what was done. Raises NoSuch."""
+    if verb == "restore":
+        batch, moved = dlq.restore(store, id, act)
+        return f"Restored {len(moved)} of batch {batch}."
+    moved = (dlq.retry if verb == "retry" else dlq.discard)(store, Search(ids=(id,)), act)
+    if not moved:
+        raise dlq.NoSuch(f"{log.printable(id) or 'That'} is no dead letter any more: somebody else has put it back or discarded it.")
+    return f"Put back {id}." if verb == "retry" else f"Discarded {id} (batch {act.act}; back: dlqctl --undo {act.act})."
 
 
 # ---------------- parts of the page
@@ -308,8 +319,9 @@ def metrics(store: Store) -> Iterator[str]:
                 told = ",".join(f'{label}="{part}"' for label, part in zip(labels, parts[1:], strict=True))
                 yield f"{exported}{{{told}}} {value}\n"
     yield "# TYPE webhookd_jobs gauge\n"
-    for source, (ready, leased) in sorted(audit["sources"].items()):
-        yield f'webhookd_jobs{{source="{source}",state="ready"}} {ready}\nwebhookd_jobs{{source="{source}",state="leased"}} {leased}\n'
+    for source, found in sorted(audit["sources"].items()):
+        for state in ("ready", "leased"):
+            yield f'webhookd_jobs{{source="{source}",state="{state}"}} {found[state]}\n'
     for state in ("retry", "dead"):
         yield f'webhookd_jobs{{source="",state="{state}"}} {audit[state]}\n'
     yield f"# TYPE webhookd_ledger_gap gauge\nwebhookd_ledger_gap {audit['gap']}\n"
@@ -319,7 +331,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="dashboard.py", description="The operator's web page.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"webhookd {VERSION}")
     add_flags(parser, "DASHBOARD_HOST", "DASHBOARD_PORT", "STATE_DIR", "WEBHOOKS_FILE")
-    flags = {name: value for name, value in vars(parser.parse_args()).items() if name.isupper()}
+    parser.add_argument("--check", action="store_true", help="test the settings and say what is wrong")
+    args = parser.parse_args()
+    flags = {name: value for name, value in vars(args).items() if name.isupper()}
 
     def read_settings() -> Config:
         return load(flags, root=process.root(), need=("DASHBOARD_PASSWORD",), sources=False)
@@ -327,7 +341,7 @@ def main() -> None:
     asked = threading.Event()
     signals = process.Signals()
     signals.wake = asked.set
-    settings = process.load_or_exit(read_settings)
+    settings = process.load_or_exit(read_settings, check=args.check)
     try:
         server = Server(settings)
     except OSError as error:
@@ -339,7 +353,7 @@ def main() -> None:
     while True:
         asked.wait()
         asked.clear()
-        if signals.stop or process.reload_wanted(signals, read_settings):
+        if signals.stop or process.reload_wanted(signals):
             break
     server.shutdown()
     if not signals.stop:

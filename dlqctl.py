@@ -7,54 +7,75 @@ separated by tabs, and nothing is cut. Exit codes: 0 done, 1 failed, 2 usage, 3 
 """
 
 import argparse
+import base64
+import getpass
 import json
 import os
 import re
 import shutil
+import socket
 import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.parse import urlsplit
 
 from hookq import dlq, log, process
-from hookq.config import EX_DECLINED, EX_GONE, EX_UNREACHABLE, VERSION, Config, add_flags, load
-from hookq.job import Headers, header_lines
-from hookq.store import Away, Parked, Store
+from hookq.config import EX_DECLINED, EX_GONE, EX_UNREACHABLE, EX_USAGE, VERSION, Config, add_flags, load
+from hookq.job import arrived_at
+from hookq.store import Act, Away, Cause, Parked, Search, Store
 
 EX_INTERRUPTED, EX_PIPE = 130, 141
 SHOWN_ID = 10  # characters of an id in a list: all of its time of arrival
 ASK_ABOVE = 100  # --retry all: so many jobs at once are a load on what they call
-HIDDEN = re.compile(r"authorization|cookie|signature|token|secret|-key$")
 
 EXAMPLES = """\
-  dlqctl --view                 the 20 oldest dead letters, numbered from 0
-  dlqctl --show 0t7k2r1c        everything about one delivery
-  dlqctl --show 0t7k2r1c --raw  its body, the bytes alone
-  dlqctl --retry 0              put back number 0, the oldest
-  dlqctl --flush                discard all (restorable for 24 h)
-  dlqctl --undo                 bring the last batch back
-  dlqctl --audit                is anything lost? exits 1 when the gap is not 0
+  dlqctl --view                                  the 20 oldest dead letters, numbered from 0
+  dlqctl --view --source stripe --since 2h --error Timeout
+  dlqctl --view --by-cause                       grouped
+  dlqctl --show 0t7k2r1c                         everything about one delivery
+  dlqctl --show 0t7k2r1c --raw | jq .            its body, the bytes alone
+  dlqctl --retry 0                               put back number 0, the oldest
+  dlqctl --retry all --cause 3fa9c2d1 --dry-run  what would go back?
+  dlqctl --flush --source demo                   discard (restorable for 24 h)
+  dlqctl --undo                                  bring the last batch back
+  dlqctl --audit                                 is anything lost? exits 1 when the gap is not 0
 """
+SELECTORS = ("source", "cause", "event_type", "error", "since", "until")
 
 
 def parser() -> argparse.ArgumentParser:
     # allow_abbrev: `--fl` must not mean --flush.
     made = argparse.ArgumentParser(
         prog="dlqctl", description="Dead letters and the ledger.", epilog=EXAMPLES, allow_abbrev=False,
+        usage="dlqctl (--view | --show ID | --retry N|all | --flush | --undo [BATCH] | --export FILE | --audit) [selectors] [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    act = made.add_mutually_exclusive_group(required=True)
-    act.add_argument("--view", action="store_true", help="list dead letters, the oldest first")
-    act.add_argument("--show", metavar="ID", help="everything about one delivery: a job id, its beginning, or a delivery id")
-    act.add_argument("--retry", metavar="N|all", type=rank, help="put back dead letter number N of --view, or all")
-    act.add_argument("--flush", action="store_true", help="discard all dead letters; they can be restored for 24 h")
-    act.add_argument("--undo", nargs="?", const="", metavar="BATCH", help="bring back what was discarded last, or BATCH")
-    act.add_argument("--audit", action="store_true", help="compare what was accepted with what is there")
-    made.add_argument("--json", action="store_true", help="machine-readable output")
-    made.add_argument("--raw", action="store_true", help="with --show: the body alone, byte for byte")
+    acts = made.add_argument_group("acts").add_mutually_exclusive_group(required=True)
+    acts.add_argument("--view", action="store_true", help="list dead letters, the oldest first")
+    acts.add_argument("--show", metavar="ID", help="everything about one delivery: a job id, its beginning, or a delivery id")
+    acts.add_argument("--retry", metavar="N|all", type=rank, help="put back dead letter number N of --view, or all that are selected")
+    acts.add_argument("--flush", action="store_true", help="discard the dead letters selected; they can be restored for 24 h")
+    acts.add_argument("--undo", nargs="?", const="", metavar="BATCH", help="bring back what was discarded last, or BATCH")
+    acts.add_argument("--export", metavar="FILE", help="write those selected to FILE (- for standard output), one JSON object a line")
+    acts.add_argument("--audit", action="store_true", help="compare what was accepted with what is there")
+    chosen = made.add_argument_group("selectors", "for --view, --retry all, --flush and --export; all must match")
+    chosen.add_argument("--id", action="append", default=[], metavar="ID", help="this one; may be repeated; a unique beginning will do")
+    chosen.add_argument("--source", default="", help="of this source")
+    chosen.add_argument("--type", dest="event_type", default="", help="of this event type")
+    chosen.add_argument("--error", default="", metavar="TEXT", help="with TEXT in the error, whatever the case")
+    chosen.add_argument("--cause", default="", metavar="C", help="of this cause; --view --by-cause lists them")
+    chosen.add_argument("--since", default="", metavar="T", help="dead since T: 90s, 2h or 3d ago, or an ISO date")
+    chosen.add_argument("--until", default="", metavar="T", help="dead before T")
+    made.add_argument("--by-cause", action="store_true", help="with --view: grouped by cause, the most first")
     made.add_argument("--limit", type=limit, default=20, metavar="N", help="with --view: how many (default 20, 0 = all)")
     made.add_argument("--newest", action="store_true", help="with --view: the newest first; numbers stay the same")
+    made.add_argument("--raw", action="store_true", help="with --show: the body alone, byte for byte")
+    made.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, and do nothing")
     made.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    made.add_argument("--json", action="store_true", help="machine-readable output")
+    made.add_argument("--no-color", action="store_true", help="no colour (also NO_COLOR and TERM=dumb)")
+    made.add_argument("--redis-url", type=open_url, metavar="URL", help="another Redis than that of the settings; without a password")
     made.add_argument("--version", action="version", version=f"dlqctl {VERSION}")
     add_flags(made, "STATE_DIR", "WEBHOOKS_FILE")
     return made
@@ -68,16 +89,30 @@ def rank(text: str) -> int | str:
 
 def limit(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
 
 
+def open_url(text: str) -> str:
+    if "@" in text:  # any user of the machine can read a command line
+        raise argparse.ArgumentTypeError("a URL with a password belongs into REDIS_URL or REDIS_URL_FILE, not on the command line")
+    if urlsplit(text).scheme not in ("redis", "rediss", "unix"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not begin with redis://, rediss:// or unix://")
+    return text
+
+
 def main() -> None:
-    args = parser().parse_args()
+    made = parser()
+    # Bytes that are no UTF-8 come in as halves of surrogate pairs, which nothing could print or send.
+    args = made.parse_args([os.fsencode(word).decode("utf-8", "replace") for word in sys.argv[1:]])
+    if sys.stdout is None:
+        sys.exit("Standard output is closed: there is nowhere to write to.")
+    if isinstance(args.retry, int) and selected(args):
+        made.error("--retry N counts in the whole list; with a selector, say --retry all")
     log.to_nowhere()  # the command's own output says what it did; the lines are for daemons
     try:
         settings = process.load_or_exit(lambda: settings_of(args))
-        code = run(args, Store(settings.redis_url, process.name_of("dlqctl")))
+        code = run(args, Store(args.redis_url or settings.redis_url, process.name_of("dlqctl")))
         sys.stdout.flush()
     except Away as error:
         print(f"Redis cannot be reached ({error}). Is webhookd running with this STATE_DIR or REDIS_URL?", file=sys.stderr)
@@ -85,11 +120,16 @@ def main() -> None:
     except dlq.NoSuch as error:
         print(error, file=sys.stderr)
         code = EX_GONE
+    except dlq.Nonsense as error:
+        print(error, file=sys.stderr)
+        code = EX_USAGE
     except KeyboardInterrupt:
         code = EX_INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:  # of standard output: the reader is gone, or the disk is full
+        code = EX_PIPE if isinstance(error, BrokenPipeError) else 1
+        if code == 1:
+            print(f"Standard output cannot be written: {error.strerror}.", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it flushes at its end
-        code = EX_PIPE
     sys.exit(code)
 
 
@@ -99,7 +139,7 @@ def settings_of(args: argparse.Namespace) -> Config:
 
 def run(args: argparse.Namespace, store: Store) -> int:
     if args.view:
-        return view(store, args)
+        return view_causes(store, args) if args.by_cause else view(store, args)
     if args.show is not None:
         return show(store, args)
     if args.retry is not None:
@@ -108,30 +148,72 @@ def run(args: argparse.Namespace, store: Store) -> int:
         return flush(store, args)
     if args.undo is not None:
         return undo(store, args)
+    if args.export is not None:
+        return export(store, args)
     return audit(store, args)
+
+
+def selected(args: argparse.Namespace) -> bool:
+    return bool(args.id or any(getattr(args, name) for name in SELECTORS))
+
+
+def search_of(store: Store, args: argparse.Namespace) -> Search:
+    return dlq.search_of({name: getattr(args, name) for name in SELECTORS}, store.now(), dlq.whole_ids(store, args.id))
+
+
+def actor() -> Act:
+    """Return an act of whoever typed this: the person behind sudo, where there is one."""
+    try:
+        user = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name
+        user = str(os.getuid())
+    return dlq.actor("command", f"{user}@{socket.gethostname()}")
 
 
 # ---------------- the acts
 
 
 def view(store: Store, args: argparse.Namespace) -> int:
-    total = store.audit()["dead"]
-    found = store.parked("dead", 0, args.limit - 1 if args.limit else -1, newest=args.newest)
-    numbered = [(total - 1 - place if args.newest else place, job) for place, job in enumerate(found)]
+    total, now = store.audit()["dead"], store.now()
+    found = list(dlq.jobs(store, dlq.select(store, search_of(store, args), limit=args.limit, newest=args.newest)))
     if args.json:
-        return say_json([{"n": n, **as_json(job)} for n, job in numbered])
-    now = time.time()
-    rows = [row_of(n, job, now) for n, job in numbered]
-    if rows:
-        table(("N", "ID", "SOURCE", "EVENT TYPE", "ATTEMPTS", "DEAD FOR", "ERROR"), rows)
-    then = "   Next: dlqctl --show ID | dlqctl --retry N" if rows else " A job lands here when no retry can help."
-    print(f"{len(rows)} of {dlq.counted(total)}.{then}", file=sys.stderr)
+        return say_json([{"n": n, **as_json(job)} for n, job in found])
+    if found:
+        table(args, ("N", "ID", "SOURCE", "EVENT TYPE", "ATTEMPTS", "DEAD FOR", "ERROR"), [row_of(n, job, now) for n, job in found])
+    if not total:
+        print("No dead letters. A job lands here when its attempts are used up, or at once when no retry can help.", file=sys.stderr)
+    elif not found:
+        print(f"None match ({dlq.counted(total)} in all).", file=sys.stderr)
+    else:
+        causes = store.causes()
+        of = f"{len(found)} of {dlq.counted(total)}, {plural(len(causes), 'cause')}, oldest {dlq.age(now - oldest(causes, now))}"
+        print(f"{of}.   Next: dlqctl --show ID | dlqctl --retry N", file=sys.stderr)
     return 0
+
+
+def oldest(causes: Sequence[Cause], now: float) -> float:
+    return min((cause.first_at for cause in causes), default=now)
 
 
 def row_of(number: int, job: Parked, now: float) -> tuple[str, ...]:
     attempts = f"{job.attempt}/{job.facts.get('of', '?')}"
     return (str(number), job.id[:SHOWN_ID], job.source, job.event_type, attempts, dlq.age(now - job.at), dlq.why(job))
+
+
+def view_causes(store: Store, args: argparse.Namespace) -> int:
+    causes, now = dlq.by_cause(store, search_of(store, args)), store.now()
+    if args.json:
+        return say_json([cause._asdict() for cause in causes])
+    if causes:
+        rows = [(c.id, f"{c.total}", c.source, *ages(c, now), c.sample[:SHOWN_ID], c.cause) for c in causes]
+        table(args, ("CAUSE", "COUNT", "SOURCE", "FIRST", "LAST", "SAMPLE", "WHAT"), rows)
+    then = "   Next: dlqctl --retry all --cause CAUSE" if causes else ""
+    print(f"{dlq.counted(sum(cause.total for cause in causes))}, {plural(len(causes), 'cause')}.{then}", file=sys.stderr)
+    return 0
+
+
+def ages(cause: Cause, now: float) -> tuple[str, str]:
+    return dlq.age(now - cause.first_at), dlq.age(now - cause.last_at)
 
 
 def show(store: Store, args: argparse.Namespace) -> int:
@@ -143,42 +225,93 @@ def show(store: Store, args: argparse.Namespace) -> int:
         return 0
     if args.json:
         return say_json(story_json(found))
-    for name, value in facts_of(found):
-        print(f"{name:12} {log.printable(value)}")
+    for name, value in facts_of(found).items():
+        print(f"{name:12} {dlq.stamp(value) if name == 'received_at' else log.printable(str(value))}")
     for event in found.events:
-        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["at"]))
         told = "  ".join(f"{k}={v}" for k, v in event.items() if k not in ("at", "event", "source"))
-        print(f"{at}  {event['event']:15} {log.printable(told)}")
+        print(f"{dlq.stamp(event['at'])}  {event['event']:18} {log.printable(told)}")
+    if found.trace:
+        print("\n" + printable_lines(found.trace))
     if found.delivery:
-        print("\n" + "\n".join(f"{name}: {log.printable(value)}" for name, value in headers_of(found).items()))
-        print(f"\n{printable_body(found.delivery.body)}")
+        print("\n" + "\n".join(f"{name}: {log.printable(value)}" for name, value in dlq.shown_headers(found.delivery).items()))
+        print("\n" + printable_lines(found.delivery.body.decode("utf-8", "backslashreplace")))
     return 0
 
 
 def retry(store: Store, args: argparse.Namespace) -> int:
     if args.retry != "all":
-        id = dlq.retry_rank(store, args.retry, "command")
-        return told(args, {"retried": [id]}, f"Put back {id}. {left(store)}   Follow: dlqctl --show {id}")
-    count = store.audit()["dead"]
-    if count > ASK_ABOVE and not confirmed(args, f"This puts {dlq.counted(count)} back. Go on? [y/N] "):
+        found = [job for _, job in dlq.jobs(store, dlq.select(store, Search(), args.retry, 1))]
+        if args.dry_run and found:
+            return told(args, {"would_retry": [found[0].id]}, f"Would put back {found[0].id}.")
+        id = dlq.retry_rank(store, args.retry, actor())
+        of = f" ({found[0].source} {log.printable(found[0].event_type)})" if found and found[0].id == id else ""
+        return told(args, {"retried": [id]}, f"Put back {id}{of}. {left(store)}   Follow: dlqctl --show {id}")
+    search = frozen(store, args)
+    ids = list(dlq.select(store, search).numbers)
+    if args.dry_run:
+        return told(args, {"would_retry": ids}, f"Would put back {dlq.counted(len(ids))} ({dlq.words(search)}).")
+    if len(ids) > ASK_ABOVE and not confirmed(args, f"This puts {dlq.counted(len(ids))} back ({dlq.words(search)}). Go on? [y/N] "):
         return EX_DECLINED
-    ids = dlq.retry_all(store, "command")
-    return told(args, {"retried": ids}, f"Put back {len(ids)}. {left(store)}   Follow: dlqctl --audit")
+    moved = dlq.retry(store, search, actor())
+    return told(args, {"retried": moved}, f"Put back {len(moved):,}. {left(store)}   Follow: dlqctl --audit")
 
 
 def flush(store: Store, args: argparse.Namespace) -> int:
-    count = store.audit()["dead"]
-    if not confirmed(args, f"This discards {dlq.counted(count)}. They can be restored for 24 h. Go on? [y/N] "):
-        return EX_DECLINED
-    batch, ids = dlq.discard_all(store, "command")
+    search, act, now = frozen(store, args), actor(), store.now()
+    ids = list(dlq.select(store, search).numbers)
+    if args.dry_run:
+        return told(args, {"would_discard": ids}, f"Would discard {dlq.counted(len(ids))} ({dlq.words(search)}).")
     if not ids:
-        return told(args, {"discarded": [], "batch": None}, "There was nothing to discard.")
-    return told(args, {"discarded": ids, "batch": batch}, f"Discarded {len(ids)} (batch {batch}).   Back: dlqctl --undo {batch}")
+        return told(args, {"discarded": [], "batch": None}, "There is nothing to discard.")
+    causes = dlq.by_cause(store, search)
+    of = f" ({plural(len({cause.source for cause in causes}), 'source')}, oldest {dlq.age(now - oldest(causes, now))})" if causes else ""
+    if not confirmed(args, f"This discards {dlq.counted(len(ids))}{of}. They can be restored for 24 h. Go on? [y/N] "):
+        return EX_DECLINED
+    moved = dlq.discard(store, search, act)
+    sentence = f"Discarded {len(moved):,} (batch {act.act}).   Back: dlqctl --undo {act.act}"
+    return told(args, {"discarded": moved, "batch": act.act}, sentence)
+
+
+def frozen(store: Store, args: argparse.Namespace) -> Search:
+    """Return the selection up to now: what dies while a person reads the question is not touched."""
+    search = search_of(store, args)
+    return search._replace(until=min(search.until, store.now()))
 
 
 def undo(store: Store, args: argparse.Namespace) -> int:
-    batch, ids = dlq.restore(store, args.undo or None, "command")
-    return told(args, {"restored": ids, "batch": batch}, f"Restored {len(ids)} of batch {batch}.   See: dlqctl --view")
+    if args.dry_run:
+        batch = args.undo or store.last_batch() or ""
+        ids = store.batch(batch) if batch else []
+        sentence = f"Would restore {len(ids)} of batch {log.printable(batch) or '(none)'}."
+        return told(args, {"would_restore": ids, "batch": batch or None}, sentence)
+    batch, ids = dlq.restore(store, args.undo, actor())
+    return told(args, {"restored": ids, "batch": batch}, f"Restored {len(ids):,} of batch {batch}.   See: dlqctl --view")
+
+
+def export(store: Store, args: argparse.Namespace) -> int:
+    """Write those selected; a file appears whole or not at all, readable by its owner only."""
+    chosen, part = dlq.select(store, search_of(store, args)), f"{args.export}.part"
+    try:
+        file = 1 if args.export == "-" else os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        with open(file, "w", closefd=file != 1) as out:
+            count = sum(write_line(store, number, job, out) for number, job in dlq.jobs(store, chosen))
+        if file != 1:
+            Path(part).replace(args.export)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"{log.printable(args.export)} cannot be written: {error.strerror}.", file=sys.stderr)
+        return 1
+    print(f"Wrote {dlq.counted(count)} with headers and bodies as they came: keep them as safe as the secrets.", file=sys.stderr)
+    return 0
+
+
+def write_line(store: Store, number: int, job: Parked, out: TextIO) -> bool:
+    delivery = store.delivery(job.id)
+    if delivery:  # None: put back or discarded meanwhile
+        body = base64.b64encode(delivery.body).decode()
+        print(json.dumps({"n": number, **as_json(job), "headers": delivery.headers, "body": body}), file=out)
+    return delivery is not None
 
 
 def audit(store: Store, args: argparse.Namespace) -> int:
@@ -193,9 +326,8 @@ def audit(store: Store, args: argparse.Namespace) -> int:
     for line in orphans:
         print(line, file=sys.stderr)
     if found["gap"]:
-        print(
-            f"The gap is {found['gap']}: what was accepted and what is there differ. See README, “When the gap is not 0”.", file=sys.stderr
-        )
+        why = f"The gap is {found['gap']}: what was accepted and what is there differ."
+        print(f"{why} See README, “When the gap is not 0”.", file=sys.stderr)
     return 1 if found["gap"] or orphans else 0
 
 
@@ -219,11 +351,15 @@ def confirmed(args: argparse.Namespace, question: str) -> bool:
     if args.yes:
         return True
     print(question, end="", file=sys.stderr, flush=True)
-    answer = sys.stdin.readline().strip().lower()
+    answer = sys.stdin.readline().strip().lower() if sys.stdin else ""
     if answer in ("y", "yes"):
         return True
     print("Nothing was changed.", file=sys.stderr)
     return False
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def left(store: Store) -> str:
@@ -233,47 +369,37 @@ def left(store: Store) -> str:
 def as_json(job: Parked) -> dict[str, Any]:
     facts = job._asdict()
     died_at, last = facts.pop("at"), facts.pop("facts")
+    del facts["batch"]
     return {**facts, "state": "dead", "died_at": died_at, "error": dlq.why(job), "last_attempt": last}
 
 
 def story_json(found: dlq.Story) -> dict[str, Any]:
     body = found.delivery.body.decode("utf-8", "backslashreplace") if found.delivery else None
-    return {**dict(facts_of(found)), "headers": headers_of(found), "events": found.events, "body": body}
+    return {**facts_of(found), "headers": dlq.shown_headers(found.delivery), "events": found.events, "trace": found.trace, "body": body}
 
 
-def facts_of(found: dlq.Story) -> list[tuple[str, str]]:
-    facts = [("id", found.id), ("state", found.state)]
+def facts_of(found: dlq.Story) -> dict[str, Any]:
+    facts: dict[str, Any] = {"id": found.id, "state": found.state}
     if found.delivery:
         d = found.delivery
-        facts += [("source", d.source), ("event_type", d.event_type), ("delivery_id", d.delivery_id)]
-        facts += [("received_at", f"{d.received_at:.3f}"), ("size", f"{len(d.body)}")]
+        facts |= {"source": d.source, "event_type": d.event_type, "delivery_id": d.delivery_id}
+        facts |= {"received_at": d.received_at, "size": len(d.body)}
     elif found.events:
-        facts += [("source", found.events[0]["source"])]
+        told = found.events[-1]
+        facts |= {"source": told["source"], "event_type": told.get("event_type", ""), "delivery_id": told.get("delivery_id", "")}
+        facts["received_at"] = arrived_at(found.id)
     if found.parked:
-        facts += [
-            ("attempts", f"{found.parked.attempt}/{found.parked.facts.get('of', '?')}"),
-            ("error", dlq.why(found.parked).removeprefix(": ")),
-        ]
+        facts |= {"attempt": found.parked.attempt, "max_attempts": found.parked.facts.get("of"), "cause": found.parked.cause}
+        facts["error"] = dlq.why(found.parked).removeprefix(": ")
     return facts
 
 
-def headers_of(found: dlq.Story) -> dict[str, str]:
-    """Return the sender's headers; what could let somebody in is not shown."""
-    if not found.delivery:
-        return {}
-    shown = Headers()
-    for name, value in header_lines(found.delivery.head):
-        shown[name] = "(hidden)" if HIDDEN.search(name) else value
-    return shown
-
-
-def printable_body(body: bytes) -> str:
-    text = body.decode("utf-8", "backslashreplace")
+def printable_lines(text: str) -> str:
     return "\n".join(log.printable(line) for line in text.splitlines())
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns, the last cut to the terminal's width; through a pipe, tabs and nothing cut."""
+def table(args: argparse.Namespace, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns, the last cut to the terminal's width; through a pipe, tabs and nothing cut, no colour."""
     clean: list[list[str]] = [[log.printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in clean:
@@ -281,9 +407,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         return
     widths = [max(len(row[i]) for row in [list(head), *clean]) for i in range(len(head))]
     columns = shutil.get_terminal_size().columns
-    fit: Callable[[Sequence[str]], str] = lambda row: "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True))  # noqa: E731
+    plain = args.no_color or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     for row in [head, *clean]:
-        print(fit(row)[:columns].rstrip())
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        line = line if len(line) <= columns else line[: columns - 1] + "…"
+        print(f"\x1b[1m{line}\x1b[0m" if row is head and not plain else line)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import selectors
 import socket
 import stat
 import sys
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -42,9 +41,10 @@ from hookq.wire import BadRequest, Request
 PREFIX = "/api/webhooks/"
 JSON, TEXT = "application/json", "text/plain; charset=utf-8"
 
-READ = 256 * 1024  # one read; GitHub's usual request fits with room to spare
-READ_AHEAD = 64 * 1024  # of pipelined requests, while one is being answered
+READ = 256 * 1024  # one read, while a body is expected
+READ_AHEAD = 64 * 1024  # one read otherwise; GitHub's usual request fits, and 2,000 strangers hold no more than 256 MB
 ACCEPTS = 64  # new connections per turn, so that a burst of them does not starve those already here
+ANSWERS = 16  # to one connection per turn: whoever pipelines thousands of requests waits like everybody else
 BATCH, BATCH_BYTES = 64, 4 << 20  # of one commit: bounds how long Redis is busy with it
 SWEEP_S = 0.5  # how often deadlines are looked at
 RETRY_AFTER_S = 5
@@ -117,7 +117,9 @@ class Server(http.server.HTTPServer):
         self.counters: Counter[str] = Counter()
         self.held = 0
         self.draining_since = self.started_at = 0.0
-        self.accepting = False
+        self.accepting = self.checking = self.reload = False
+        self.flushes: deque[tuple[str, Counter[str]]] = deque()
+        self.more: dict[Connection, None] = {}  # with requests left over from the last turn
         self.refusals = (0, 0)
         self.ids = JobIds(int.from_bytes(secrets.token_bytes(4)))
         self.date = (0, "")
@@ -126,6 +128,7 @@ class Server(http.server.HTTPServer):
         self.waker.setblocking(False)
         self.intake = Intake(settings.redis_url, process.name_of("ingest"), self.wake)
         self.retry_at = self.flushed_at = 0.0
+        self.why = ""
         self.intake_mask = 0
 
     # ---------------- the loop
@@ -137,27 +140,42 @@ class Server(http.server.HTTPServer):
         except OSError:
             pass
 
-    def run(self, signals: process.Signals, reload_wanted: Callable[[], bool]) -> None:
+    def run(self, signals: process.Signals) -> None:
         self.selector.register(self.woken, selectors.EVENT_READ, self._woken)
         self.intake.start()  # and only then _listen: whoever connects at once would be answered 503
         swept, self.started_at = 0.0, time.monotonic()
         while not (self.draining_since and self._drained()):
-            for event, mask in self.selector.select(0.05 if self.draining_since else SWEEP_S):
+            wait_s = 0 if self.more else 0.05 if self.draining_since else SWEEP_S
+            for event, mask in self.selector.select(wait_s):
                 event.data(mask) if callable(event.data) else self._on_connection(event.data, mask)
+            more, self.more = self.more, {}
+            for c in more:
+                self._advance(c)
             self._commit()
             now = time.monotonic()
             if now - swept >= SWEEP_S or self.draining_since:
                 swept = now
                 self._sweep(now)
-            if signals.asked and not self.draining_since and (signals.stop or reload_wanted()):
-                self._drain(now, signals.stop)
+            if signals.reload and not self.checking:
+                self.checking = True
+                process.in_background(self._check_reload, signals)
+            if (signals.stop or self.reload) and not self.draining_since:
+                self._drain(now)
+            if signals.stop and self.socket.fileno() >= 0:
+                self._stop_listening()
+
+    def _check_reload(self, signals: process.Signals) -> None:
+        """Tell the loop to drain and start anew, if the settings of now allow it; in a thread, since that takes a while."""
+        self.reload = process.reload_wanted(signals)
+        self.checking = False
+        self.wake()
 
     def _woken(self, _mask: int) -> None:
         self.woken.recv(4096)
         if self.intake.adopt():
             log.event("redis.up")
-            # In a thread: the loop waits for nobody.
-            threading.Thread(target=process.boot_check, args=(self.settings.redis_url, self.intake.name), daemon=True).start()
+            self.why = ""
+            process.in_background(process.boot_check, self.settings.redis_url, self.intake.name)  # the loop waits for nobody
             self.intake_mask = 0
             self._watch_intake()
             self._listen(not self.draining_since)
@@ -170,7 +188,7 @@ class Server(http.server.HTTPServer):
             else:
                 self.selector.unregister(self.socket)
 
-    def _on_listener(self, _mask: int) -> None:
+    def _on_listener(self, _mask: int = 0) -> None:
         for _ in range(ACCEPTS):
             try:
                 sock, _ = self.socket.accept()
@@ -182,6 +200,9 @@ class Server(http.server.HTTPServer):
                 return
             if len(self.connections) >= self.settings.max_connections:
                 self._evict()
+            if len(self.connections) >= self.settings.max_connections:  # all of them are about to be answered
+                sock.close()
+                continue
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection = Connection(sock, time.monotonic())
@@ -205,20 +226,17 @@ class Server(http.server.HTTPServer):
                 self._advance(c)  # what was read ahead has waited for this answer to go out
             if mask & selectors.EVENT_READ and c in self.connections:
                 self._read(c)
-        except OSError:  # reset, or timed out in the kernel: whatever was committed stays committed
+        except OSError:
             self._forget(c)
 
     def _read(self, c: Connection) -> None:
         try:
-            data = c.sock.recv(READ)
+            data = c.sock.recv(READ if c.request else READ_AHEAD)
         except BlockingIOError:
             return
         if not data:
             c.ended = True  # of its own direction, perhaps: whatever it sent is still answered
-            if c.lingering or not (c.waiting or c.out):
-                self._forget(c)
-            else:
-                self._watch(c)
+            self._advance(c)
             return
         if c.lingering:
             c.wasted += len(data)
@@ -234,22 +252,34 @@ class Server(http.server.HTTPServer):
             if isinstance(c.buffer, bytes):
                 c.buffer = bytearray(c.buffer)
             c.buffer += data
-        if c.waiting or c.out:
-            self._watch(c)
-        else:
-            self._advance(c)
+        self._advance(c)
 
     def _advance(self, c: Connection) -> None:
-        """Answer as many requests of the buffer as are complete; stop at the first that has to wait."""
-        while c.buffer and not (c.waiting or c.out or c.lingering) and c in self.connections:
-            try:
-                if c.request is None and not self._head(c):
-                    return
-                if c.request and not self._body(c, c.request):
-                    return
-            except BadRequest as bad:
-                reason = "too_large" if bad.status == 413 else "bad_request"
-                self._refuse(c, Rejected(reason, str(bad)), bad.status)
+        """Answer the complete requests of the buffer, a few per turn; stop at the first that has to wait."""
+        try:
+            for _ in range(ANSWERS):
+                if not c.buffer or c.waiting or c.out or c.lingering or c not in self.connections:
+                    break
+                if not self._request(c):
+                    break
+            else:
+                self.more[c] = None
+        except OSError:  # reset, or timed out in the kernel: whatever was committed stays committed
+            self._forget(c)
+        if c.ended and not (c.waiting or c.out or c in self.more):  # nothing more can come
+            self._forget(c)
+        self._watch(c)
+
+    def _request(self, c: Connection) -> bool:
+        """Do what can be done for the first request of the buffer; False when more of it must come."""
+        try:
+            if c.request is None and not self._head(c):
+                return False
+            return not c.request or self._body(c, c.request)
+        except BadRequest as bad:
+            reason = "too_large" if bad.status == 413 else "bad_request"
+            self._refuse(c, Rejected(reason, str(bad)), bad.status)
+            return True
 
     def _head(self, c: Connection) -> bool:
         """Parse the head if it is complete, and check everything that can be checked before the body is read."""
@@ -257,12 +287,14 @@ class Server(http.server.HTTPServer):
         if end < 0:
             return False
         request = wire.parse_head(bytes(c.buffer[:end]))
-        source = self._route(c, request)
-        if source is None:
+        source = self._source_of(c, request)
+        if not source:
             c.buffer = c.buffer[end:]
+            self._answer_page(c, request) if source is None else None
             return True
         if request.length is None:
-            raise BadRequest(411, "a webhook needs a body with Content-Length")
+            self._refuse(c, Rejected("bad_request", "a webhook needs a body with Content-Length"), 411, source)
+            return True
         if request.length > self.settings.max_body:
             self._refuse(c, Rejected("too_large", f"the body is longer than {self.settings.max_body} bytes"), 413, source)
             return True
@@ -274,31 +306,33 @@ class Server(http.server.HTTPServer):
         c.close = c.close or not request.keep_alive or bool(self.draining_since)
         c.deadline = time.monotonic() + wire.BODY_S
         if request.expects and len(c.buffer) == end:
-            c.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            c.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")  # small, and the first of its answer: it fits or the client is gone
         return True
 
-    def _route(self, c: Connection, request: Request) -> str | None:
-        """Return the source a delivery is for, or None when the request has been answered here."""
-        path = request.path
-        if path.startswith(PREFIX):
-            name = path[len(PREFIX) :]
-            if name not in self.settings.sources:
-                self._refuse(c, Rejected("unknown_source", "there is no such source"), 404, "_unknown")
-                return None
-            if request.method == "POST":
-                return name
-            self._answer(c, 405, b'{"status": "rejected", "id": null, "reason": "bad_request"}', JSON, "Allow: POST\r\n", close=True)
-            self.counters[f"http:{name}:405"] += 1
+    def _source_of(self, c: Connection, request: Request) -> str | None:
+        """Return the source a delivery is for, "" when the request has been refused here, None when it is for a page."""
+        if not request.path.startswith(PREFIX):
             return None
+        name = request.path[len(PREFIX) :]
+        head_only = request.method == "HEAD"
+        if name not in self.settings.sources:
+            self._refuse(c, Rejected("unknown_source", "there is no such source"), 404, "_unknown", head_only=head_only)
+        elif request.method != "POST":
+            why = Rejected("bad_request", f"{request.method} is no way to deliver")
+            self._refuse(c, why, 405, name, head_only=head_only, extra="Allow: POST\r\n")
+        else:
+            return name
+        return ""
+
+    def _answer_page(self, c: Connection, request: Request) -> None:
         pages = {"/": (200, b"webhookd is running.\n"), "/livez": (200, b"ok\n"), "/readyz": self._readiness()}
-        status, text = pages.get(path, (404, b"There is nothing here.\n"))
+        status, text = pages.get(request.path, (404, b"There is nothing here.\n"))
         extra = ""
         if status != 404 and request.method not in ("GET", "HEAD"):
             status, text, extra = 405, b"Only GET is possible here.\n", "Allow: GET, HEAD\r\n"
         # A body that nobody reads would be taken for the next request: the connection ends after such an answer.
         close = not request.keep_alive or bool(request.length) or request.expects
         self._answer(c, status, text, TEXT, extra, close=close, head_only=request.method == "HEAD")
-        return None
 
     def _readiness(self) -> tuple[int, bytes]:
         if self.draining_since:
@@ -328,11 +362,11 @@ class Server(http.server.HTTPServer):
 
     # ---------------- answers
 
-    def _refuse(self, c: Connection, why: Rejected, status: int, source: str = "", *, close: bool = True) -> None:
+    def _refuse(
+        self, c: Connection, why: Rejected, status: int, source: str = "", *, close: bool = True, head_only: bool = False, extra: str = ""
+    ) -> None:
         """Answer a request that is no delivery; count it, and write a line unless there were many this second (R8)."""
-        if not source:
-            path = c.request.path if c.request else ""
-            source = path[len(PREFIX) :] if path.startswith(PREFIX) else "_unknown"
+        source = source or (c.request.path[len(PREFIX) :] if c.request else "_unknown")
         self.counters[f"rejected:{source}:{why.reason}"] += 1
         self.counters[f"http:{source}:{status}"] += 1
         second = int(time.monotonic())
@@ -341,8 +375,8 @@ class Server(http.server.HTTPServer):
         if lines <= REFUSALS_PER_S:
             log.event("request.reject", "warning", source=source, code=status, reason=why.reason, why=why.why)
         body = json.dumps({"status": "rejected", "id": None, "reason": why.reason}).encode()
-        extra = f"Retry-After: {RETRY_AFTER_S}\r\n" if status == 503 else ""
-        self._answer(c, status, body, JSON, extra, close=close)
+        extra += f"Retry-After: {RETRY_AFTER_S}\r\n" if status == 503 else ""
+        self._answer(c, status, body, JSON, extra, close=close, head_only=head_only)
 
     def _answer(self, c: Connection, status: int, body: bytes, kind: str, extra: str = "", *, close: bool, head_only: bool = False) -> None:
         if c.held:
@@ -397,7 +431,8 @@ class Server(http.server.HTTPServer):
 
     def _watch(self, c: Connection) -> None:
         """Ask the selector for what this connection is waiting for; nothing is read ahead without a bound."""
-        read = not c.ended and not ((c.waiting or c.out) and len(c.buffer) >= READ_AHEAD)
+        wanted = c.request is not None and not c.waiting  # the rest of a body, whose length was checked
+        read = not c.ended and (wanted or len(c.buffer) < READ_AHEAD)
         mask = (selectors.EVENT_READ if read else 0) | (selectors.EVENT_WRITE if c.out else 0)
         if mask == c.mask or c not in self.connections:
             return
@@ -434,19 +469,20 @@ class Server(http.server.HTTPServer):
         if not self.intake.up:
             return
         now = time.monotonic()
-        flush = bool(self.counters) and (now - self.flushed_at >= 1.0 or bool(self.draining_since))
-        if self.intake.busy or not (self.pending or flush):
+        if self.counters and (now - self.flushed_at >= 1.0 or self.draining_since):
+            # Under an id of its own, so that a flush whose reply was lost is not counted twice when it is sent again.
+            self.flushes.append((self.ids.make(time.time()), self.counters))
+            self.counters, self.flushed_at = Counter(), now
+        if self.intake.busy or not (self.pending or self.flushes):
             return
         batch, size = [], 0
         while self.pending and len(batch) < BATCH and size < BATCH_BYTES:
             entry = self.pending.popleft()
             batch.append(entry)
             size += len(entry[1].body)
-        counters: Counter[str] = Counter()
-        if flush:
-            counters, self.counters, self.flushed_at = self.counters, Counter(), now
+        flush = self.flushes.popleft() if self.flushes else None
         try:
-            self.intake.submit([(delivery, dedupe_s) for _, delivery, dedupe_s in batch], counters, (batch, counters))
+            self.intake.submit([(delivery, dedupe_s) for _, delivery, dedupe_s in batch], flush, (batch, flush))
             self._watch_intake()
         except Away as error:
             self._redis_failed(str(error))
@@ -483,8 +519,7 @@ class Server(http.server.HTTPServer):
             self.intake_mask = 0
         tokens = self.intake.failed(why)
         self.retry_at = time.monotonic() + 0.1
-        for _, counters in tokens:
-            self.counters.update(counters)
+        self.flushes.extendleft(reversed([flush for _, flush in tokens if flush]))
         waiting = [entry for batch, _ in tokens for entry in batch] + list(self.pending)
         self.pending.clear()
         for c, delivery, _ in waiting:
@@ -502,28 +537,43 @@ class Server(http.server.HTTPServer):
             else:
                 self._forget(c)
         if self.intake.overdue(now):
-            self._redis_failed(f"no answer within {self.intake.limit_s:g} s")
+            self._on_intake(selectors.EVENT_READ)  # the turn may have been long: the answer may be here already
+            if self.intake.overdue(time.monotonic()):
+                self._redis_failed(f"no answer within {self.intake.limit_s:g} s")
         if not self.intake.up and now >= self.retry_at:
             self.retry_at = now + 0.5
+            if self.intake.why != self.why:
+                self.why = self.intake.why
+                log.event("redis.unreachable", "error", why=self.why, then="trying again")
             self.intake.start()
         if not self.draining_since and now - self.started_at > FIRST_REDIS_S:
             self._listen(True)
 
-    def _drain(self, now: float, stop: bool) -> None:
+    def _drain(self, now: float) -> None:
         """Take no new connections; answer what comes on those that are here, and say that each is the last."""
         log.event("process.drain")
-        self._listen(False)
-        if stop:
-            self.socket.close()  # on a reload it is kept: the next of us goes on with what waits in it
+        self._listen(False)  # kept open on a reload: the next of us goes on with what waits in it
         self.draining_since = now
         for c in self.connections:
             if c.idle:
                 c.deadline = min(c.deadline, now + (DRAIN_KEPT_S if c.kept else DRAIN_NEW_S))
 
+    def _stop_listening(self) -> None:
+        """Close the listening socket, once those whose connection it has already made were taken in: the rest is refused."""
+        before = -1
+        while len(self.connections) > before and len(self.connections) < self.settings.max_connections:
+            before = len(self.connections)
+            self._on_listener()
+        now = time.monotonic()
+        for c in self.connections:
+            if c.idle and not c.kept:
+                c.deadline = min(c.deadline, now + DRAIN_NEW_S)
+        self.socket.close()
+
     def _drained(self) -> bool:
         if time.monotonic() - self.draining_since > DRAIN_S:
             return True
-        told = not self.counters or not self.intake.up
+        told = not (self.counters or self.flushes) or not self.intake.up
         return told and not (self.connections or self.pending or self.intake.under_way)
 
 
@@ -551,8 +601,8 @@ def serve(read_settings: Callable[[], Config]) -> None:
         sys.exit(f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. Set HOST and PORT to a free address.")
     signals.wake = server.wake
     log.event("process.start", program="webhookd", version=VERSION, sources=sorted(settings.sources), files=hard)
-    server.run(signals, lambda: process.reload_wanted(signals, read_settings))
-    if signals.reload and not signals.stop:
+    server.run(signals)
+    if server.reload and not signals.stop:
         if server.socket.fileno():
             os.dup2(server.socket.fileno(), 0)  # started by hand: the next of us finds it where supervisord puts it
         process.reexec()
@@ -574,9 +624,12 @@ def main() -> None:
     def read_settings() -> Config:
         return load(flags, root=process.root())
 
+    if args.fail and args.send is None:
+        parser.error("--fail goes with --send")
+    if args.fail and args.send:
+        parser.error("--fail sends a body of its own: leave the file out")
     if args.check:
-        settings = process.load_or_exit(read_settings)
-        print(f"The settings are good: {len(settings.sources)} source(s): {', '.join(sorted(settings.sources))}.")
+        process.load_or_exit(read_settings, check=True)
     elif args.send is not None:
         sys.exit(send_sample(process.load_or_exit(read_settings), args.source, args.send, fail=args.fail))
     else:

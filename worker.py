@@ -14,6 +14,8 @@ work and its settling, so handlers should be idempotent by `delivery.id`.
 
 import argparse
 import faulthandler
+import inspect
+import mmap
 import os
 import random
 import sys
@@ -25,8 +27,8 @@ from typing import Any
 
 from hookq import log, process
 from hookq.config import VERSION, Config, Source, add_flags, load
-from hookq.handlers import GiveUp, Handler, NotJson, Retry, find_handler, parse_body, place_of, time_limit
-from hookq.job import Delivery
+from hookq.handlers import GiveUp, Handler, NotJson, Retry, find_handler, parse_body, place_of, text_of, time_limit, trace_of
+from hookq.job import Delivery, cause_of
 from hookq.retry import delay_s
 from hookq.schemes import SCHEMES
 from hookq.signing import Signer
@@ -39,10 +41,47 @@ TICK_S = 0.5  # of the minder
 GONE_LOOK_S = 1.0  # between the two looks after which a worker without a connection is gone
 GRACE_S = 5.0  # over its time limit, before a handler that does not see signals costs the process
 STALLED_S = 30.0  # without a poll while Redis answers: the loop hangs, and a new process will not
+PAUSE_S, MAX_PAUSE_S = 0.05, 1.0  # before Redis is asked again; halved at random, so that workers do not come all at once
+PROMOTE_ROUNDS = 10  # of 100 due retries in one tick: leases must be renewed meanwhile
+FORGET_S = 300.0  # without a heartbeat, where no list of clients tells who lives; longer than clocks are apart
 DRAIN_S = 5.0  # for settling while Redis is away at a stop
 EX_SOFTWARE = 70
 
 MAX_ERROR = 2000  # characters of an exception's message that are kept
+
+
+class Hand:
+    """Which entry is in hand: 64 bytes of a file in STATE_DIR, written through shared memory before each job.
+
+    It costs a microsecond and outlives a kill -9, so that other workers of this machine know which of the leases of
+    a dead one killed it (R9). A worker on another machine does not see it, and takes all of them for suspects.
+    """
+
+    def __init__(self, state_dir: Path, worker: str) -> None:
+        self.path = state_dir / "hand" / worker
+        self.memory: mmap.mmap | None = None
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self.path.open("w+b") as file:
+                os.posix_fallocate(file.fileno(), 0, 64)  # a full disk is told now, not by a SIGBUS later
+                self.memory = mmap.mmap(file.fileno(), 64)
+        except OSError as error:
+            log.event("hand.failed", "warning", why=f"{self.path}: {error.strerror}")
+
+    def take(self, entry: bytes) -> None:
+        if self.memory:
+            self.memory[:] = entry.ljust(64, b"\0")
+
+    def close(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    @staticmethod
+    def of(state_dir: Path, worker: str) -> bytes | None:
+        """Return what that worker had in hand, b"" for nothing, or None when it was not of this machine."""
+        try:
+            return (state_dir / "hand" / worker).read_bytes().rstrip(b"\0")
+        except OSError:
+            return None
 
 
 class Worker:
@@ -56,31 +95,47 @@ class Worker:
             for source in settings.sources.values()
         }
         self.sources = set(settings.sources)
+        self.hand = Hand(settings.state_dir, name)
         self.lock = threading.Lock()
         self.held: dict[bytes, str] = {}
         self.current: tuple[Lease, float, float] | None = None
         self.polled_at = time.monotonic()
         self.finished: list[Settled] = []
-        self.mean_s, self.mean_bytes = 0.01, 10_000.0
+        self.mean_s, self.mean_bytes, self.spread = 0.01, 10_000.0, 1
         self.done = 0
+        self.away = False
 
     def run(self) -> None:
         """Lease and work until a stop is asked for; then settle what is done and give back the rest."""
-        again = True
+        again, pause_s = True, PAUSE_S
         while not self.signals.asked:
+            self.polled_at = time.monotonic()
             try:
+                self._settle()  # what a lost connection left over: it must not be leased, and run, again
                 leases = self._lease(again)
                 again = again and bool(leases)
                 self._work(leases)
+                self._is_away(False)
+                pause_s = PAUSE_S
             except Away as error:
                 again = True  # a reply may have been lost: what it leased is ours, and only we can know
-                self._wait_for_redis(error)
+                self._is_away(True, str(error))
+                time.sleep(pause_s * (0.5 + random.random() / 2))  # noqa: S311
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
         self._drain()
 
+    def _is_away(self, away: bool, why: str = "") -> None:
+        """Write one line for each change: a Redis that refuses is asked again for hours."""
+        if away != self.away:
+            self.away = away
+            log.event("redis.away", "error", why=why, then="trying again") if away else log.event("redis.up")
+
     def _lease(self, again: bool) -> list[Lease]:
-        count = max(1, min(PREFETCH, int(0.05 / self.mean_s), int(PREFETCH_BYTES / self.mean_bytes)))
+        # COUNT is per stream: what several busy sources give at once is still one batch.
+        count = max(1, min(PREFETCH, int(0.05 / self.mean_s), int(PREFETCH_BYTES / self.mean_bytes)) // self.spread)
         leases = self.store.lease(self.sources, count, BLOCK_MS, again=again)
         self.polled_at = time.monotonic()
+        self.spread = max(1, len({lease.delivery.source for lease in leases}))
         with self.lock:
             self.held.update((lease.entry, lease.delivery.source) for lease in leases)
         return leases
@@ -112,9 +167,12 @@ class Worker:
         source = self.settings.sources.get(lease.delivery.source)
         limit_s = source.timeout_s if source else 0.0
         self.current = (lease, started, limit_s)
+        self.hand.take(lease.entry)
         try:
             return attempt(lease, source, self.handlers.get(lease.delivery.source), self.name, time.time, random.random)
         finally:
+            self.hand.take(b"")
+            self.polled_at = time.monotonic()
             self.current = None
 
     def _settle(self) -> None:
@@ -130,20 +188,6 @@ class Worker:
         self.done += len(self.finished)
         self.finished = []
 
-    def _wait_for_redis(self, error: Away) -> None:
-        log.event("redis.away", "error", why=str(error), then="trying again")
-        pause = 0.05
-        while not self.signals.asked:
-            self.polled_at = time.monotonic()
-            try:
-                self._settle()
-                self.store.ping()
-                log.event("redis.up")
-                return
-            except Away:
-                time.sleep(pause)
-                pause = min(pause * 2, 1.0)
-
     def _drain(self) -> None:
         log.event("process.drain", unsettled=len(self.finished))
         give_up_at = time.monotonic() + DRAIN_S
@@ -153,6 +197,7 @@ class Worker:
             except Away:
                 time.sleep(0.1)
         # Nothing is lost if that failed: the leases run out, and the jobs run again.
+        self.hand.close()
 
 
 def attempt(
@@ -163,26 +208,31 @@ def attempt(
     policy = source or Source(Signer(delivery.source, SCHEMES["hmac"]))
     number = delivery.attempt + 1
     if number > policy.max_attempts:  # the last attempts ended with their workers
-        return Settled(lease, "dead", {"worker": worker, "error": "no attempts are left"}, reason="max_attempts")
+        facts: dict[str, Any] = {"worker": worker, "error": "no attempts are left"}
+        return Settled(lease, "dead", facts, reason="max_attempts", cause="max_attempts")
     started = clock()
-    facts: dict[str, Any] = {"attempt": number, "of": policy.max_attempts, "worker": worker}
-    facts["wait_ms"] = round(1000 * max(0.0, started - delivery.received_at), 1)
+    facts = {"attempt": number, "of": policy.max_attempts, "worker": worker}
+    facts |= {"event_type": delivery.event_type, "delivery_id": delivery.delivery_id}  # the job itself is gone once done
+    facts["wait_ms"] = round(1000 * max(0.0, started - lease.ready_at), 1)
     error = _run(handler, delivery, number, policy.timeout_s)
     facts["run_ms"] = round(1000 * (clock() - started), 1)
     if error is None:
         return Settled(lease, "done", facts)
-    facts["error"] = f"{type(error).__name__}: {error}"[:MAX_ERROR]
+    facts["error"] = text_of(error)[:MAX_ERROR]
     facts["place"] = place_of(error)
+    reason = ""
     if isinstance(error, NotJson):
-        facts["error"] = f"not_json: {error}"[:MAX_ERROR]
-        return Settled(lease, "dead", facts, reason="not_json")
-    if isinstance(error, GiveUp):
-        return Settled(lease, "dead", facts, reason="gave_up")
-    asked_s = error.after_s if isinstance(error, Retry) else None
-    delay = delay_s(number, policy.max_attempts, policy.retry_base_s, policy.retry_max_s, dice, asked_s)
-    if delay is None:
-        return Settled(lease, "dead", facts, reason="max_attempts" if source else "no_source")
-    return Settled(lease, "retry", facts, delay_s=delay)
+        facts["error"] = text_of(error).replace("NotJson", "not_json", 1)[:MAX_ERROR]
+        reason = "not_json"
+    elif isinstance(error, GiveUp):
+        reason = "gave_up"
+    else:
+        asked_s = error.after_s if isinstance(error, Retry) and isinstance(error.after_s, float) else None
+        delay = delay_s(number, policy.max_attempts, policy.retry_base_s, policy.retry_max_s, dice, asked_s)
+        if delay is not None:
+            return Settled(lease, "retry", {**facts, "delay_s": round(delay, 3)}, delay_s=delay)
+        reason = "max_attempts" if source else "no_source"
+    return Settled(lease, "dead", facts, reason=reason, cause=cause_of(reason, error, facts["place"]), trace=trace_of(error))
 
 
 class NoSource(Exception):
@@ -197,7 +247,8 @@ def _run(handler: Handler | None, delivery: Delivery, number: int, limit_s: floa
     )
     try:
         with time_limit(limit_s):
-            handler(seen)
+            if inspect.isawaitable(handler(seen)):  # nothing of it has run: to call that done would be a lie
+                raise TypeError("the handler returned something to await; it must do its work before it returns")
     except BaseException as error:  # also SystemExit: a handler decides about its job, never about the worker
         return error
     return None
@@ -210,9 +261,7 @@ def _tell(row: Settled, settled: bool) -> None:
         log.event("lease.lost", "warning", source=delivery.source, id=delivery.id, outcome=row.outcome)
         return
     level = {"retry": "warning", "dead": "error"}.get(row.outcome, "info")
-    told = {key: facts.get(key) for key in ("attempt", "wait_ms", "run_ms", "error", "place")}
-    if row.outcome == "retry":
-        told["delay_s"] = round(row.delay_s, 3)
+    told = {key: facts.get(key) for key in ("attempt", "wait_ms", "run_ms", "delay_s", "error", "place")}
     reason = row.reason or None
     log.event(names[row.outcome], level, source=delivery.source, id=delivery.id, event_type=delivery.event_type, reason=reason, **told)
 
@@ -225,9 +274,11 @@ class Minder(threading.Thread):
         self.worker = worker
         self.store = Store(worker.settings.redis_url, worker.name)
         self.missing: set[str] = set()
-        self.looked_at = self.renewed_at = self.answered_at = 0.0
+        self.looked_at = self.renewed_at = self.answered_at = self.idle_at = 0.0
+        self.up_since = time.monotonic()
         self.epoch = ""
         self.started_at = time.time()
+        self._watchdog()  # before the first job: one that holds the interpreter would keep this thread from ever doing it
 
     def run(self) -> None:
         process.boot_check(self.worker.settings.redis_url, self.worker.name)
@@ -235,8 +286,8 @@ class Minder(threading.Thread):
             self._watchdog()
             try:
                 self._tick(time.monotonic())
-            except Away:
-                pass  # the main loop says so; the next tick connects again
+            except Away:  # the main loop says so; the next tick connects again
+                self.up_since = time.monotonic()
             except Exception as error:  # without a minder the leases run out under the handler: better a new process
                 log.event("worker.failed", "critical", error=repr(error), place=place_of(error))
                 os._exit(EX_SOFTWARE)
@@ -255,23 +306,36 @@ class Minder(threading.Thread):
             store.renew({source: [entry for entry, name in held.items() if name == source] for source in set(held.values())})
             worker.sources = set(worker.settings.sources) | store.sources()
             self._same_redis()
-        while promoted := store.promote():
+        for _ in range(PROMOTE_ROUNDS):
+            promoted = store.promote()
             for source, id in promoted:
                 log.event("job.promote", source=source, id=id)
+            if not promoted:
+                break
         if now - self.looked_at >= GONE_LOOK_S:
             self.looked_at = now
-            self._reclaim()
+            self._look_for_gone(now)
 
-    def _reclaim(self) -> None:
+    def _look_for_gone(self, now: float) -> None:
         """Take over from workers without a connection in two looks, and whatever lease has run out."""
-        holders = self.store.holders()
-        connected = self.store.connected()
+        holders, connected = self.store.holders(), self.store.connected()
         missing = holders - connected if connected is not None else set()
-        for name in holders:
-            gone = name in missing and name in self.missing
-            for source, id, outcome, deaths in self.store.reclaim(name, idle_s=0 if gone else LEASE_S):
-                log.event("job.reclaim", "warning", source=source, id=id, worker=name, outcome=outcome, deaths=deaths)
+        for name in missing & self.missing:
+            self._reclaim(name)
         self.missing = missing
+        # While Redis was away nobody could renew: those leases have not run out.
+        if now - self.idle_at >= RENEW_S and now - self.up_since > LEASE_S:
+            self.idle_at = now
+            old = {name for name, beat in self.store.workers().items() if time.time() - beat["at"] > FORGET_S}
+            for name in holders - missing:
+                self._reclaim(name, 0.0 if connected is None and name in old else LEASE_S)
+
+    def _reclaim(self, name: str, idle_s: float = 0.0) -> None:
+        state_dir = self.worker.settings.state_dir
+        for source, id, outcome, deaths in self.store.reclaim(name, idle_s=idle_s, hand=Hand.of(state_dir, name)):
+            log.event("job.reclaim", "warning", source=source, id=id, worker=name, outcome=outcome, deaths=deaths)
+        if not idle_s:
+            (state_dir / "hand" / name).unlink(missing_ok=True)
 
     def _same_redis(self) -> None:
         epoch = self.store.epoch()
@@ -302,14 +366,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="worker.py", description="Works on the jobs that webhookd.py has taken in.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"webhookd {VERSION}")
     add_flags(parser, "STATE_DIR", "WEBHOOKS_FILE")
-    flags = {name: value for name, value in vars(parser.parse_args()).items() if name.isupper()}
+    parser.add_argument("--check", action="store_true", help="test the settings and say what is wrong")
+    args = parser.parse_args()
+    flags = {name: value for name, value in vars(args).items() if name.isupper()}
     sys.path.insert(0, str(Path.cwd()))
 
     def read_settings() -> Config:
         return load(flags, root=process.root())
 
     signals = process.Signals()
-    settings = process.load_or_exit(read_settings)
+    settings = process.load_or_exit(read_settings, check=args.check)
     worker = Worker(settings, process.name_of("worker"), signals)
     log.event("process.start", program="worker", version=VERSION, worker=worker.name, sources=sorted(settings.sources))
     Minder(worker).start()
@@ -317,7 +383,7 @@ def main() -> None:
         worker.run()
         if signals.stop:
             break
-        if process.reload_wanted(signals, read_settings):
+        if process.reload_wanted(signals):
             process.reexec()
     log.event("process.end", program="worker", done=worker.done)
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from hookq.handlers import BadHandler, find_handler
-from hookq.schemes import ALGORITHMS, ENCODINGS, PART, SCHEMES
+from hookq.schemes import ALGORITHMS, ENCODINGS, PART, SCHEMES, Scheme
 from hookq.signing import Signer
 
 VERSION: Final = "0.1.0"
@@ -28,6 +28,9 @@ EX_USAGE, EX_GONE, EX_DECLINED, EX_UNREACHABLE, EX_SETTINGS = 2, 3, 4, 69, 78
 # NIST SP 800-107 asks for an HMAC key no shorter than half the hash; 16 characters is also where a guess at line
 # speed stops being thinkable. An empty secret would let anybody sign.
 MIN_SECRET: Final = 16
+
+# Half of what Redis takes as one value by default: an entry holds the header lines too.
+MAX_MAX_BODY: Final = 256 << 20
 
 # A unix socket's path ends at 107 bytes; this leaves room for "/supervisor.sock" and a temporary suffix.
 MAX_STATE_DIR: Final = 80
@@ -52,10 +55,17 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 
 def _size(text: str) -> int:
     """Return bytes; units are powers of 1024, as Redis reads "1gb"."""
-    found = re.fullmatch(r"([0-9]{1,15})\s*(kb|mb|gb|b|)", text.strip().lower())
+    found = re.fullmatch(r"([0-9]{1,12})\s*(kb|mb|gb|b|)", text.strip().lower())
     if not found or not int(found[1]):
         raise ValueError("a size such as 512kb, 25mb or 1gb")
     return int(found[1]) * {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}[found[2]]
+
+
+def _body_size(text: str) -> int:
+    size = _size(text)
+    if size > MAX_MAX_BODY:
+        raise ValueError("a size of at most 256mb: Redis takes no value over 512 MB (proto-max-bulk-len)")
+    return size
 
 
 def _host(text: str) -> str:
@@ -77,13 +87,28 @@ def _password(text: str) -> str:
 
 
 def _redis_url(text: str) -> str:
-    if text and urlsplit(text).scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("a URL that begins with redis://, rediss:// or unix://, or nothing for the embedded Redis")
+    right = "a URL that begins with redis://, rediss:// or unix://, or nothing for the embedded Redis"
+    try:
+        url = urlsplit(text)
+        url.hostname, url.port and url.hostname and url.hostname.encode("idna")  # they raise when they are nonsense
+    except ValueError as error:
+        raise ValueError(f"{right} ({error})") from None
+    if text and url.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError(right)
     return text
 
 
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~nosuchuser
+        raise ValueError(f"a path ({error})") from None
+
+
 def _state_dir(text: str) -> Path:
-    path = Path(text).expanduser().absolute()
+    path = _path(text).absolute()
+    if path.exists() and not path.is_dir():
+        raise ValueError("a folder")
     if len(os.fsencode(path)) > MAX_STATE_DIR:
         raise ValueError(f"a path of at most {MAX_STATE_DIR} bytes, since unix sockets are made in it")
     return path
@@ -113,12 +138,12 @@ SETTINGS: Final = (
     Setting("INGEST_PROCESSES", _whole(1, 64), "2", "ingestion processes"),
     Setting("WORKERS", _whole(0, 256), "2", "worker processes"),
     # GitHub sends up to 25 MB (docs.github.com, "Webhook events and payloads"); nobody known sends more.
-    Setting("MAX_BODY", _size, "25mb", "longest body that is read"),
+    Setting("MAX_BODY", _body_size, "25mb", "longest body that is read"),
     Setting("MAX_CONNECTIONS", _whole(1, 100_000), "2000", "open connections of one ingestion process"),
     Setting("MAX_HELD", _size, "256mb", "bytes of bodies one ingestion process holds at once"),
     Setting("MAX_SPOOL", _size, "1gb", "reserved for the local spool"),
     Setting("STATE_DIR", _state_dir, "var", "sockets, logs, Redis data"),
-    Setting("WEBHOOKS_FILE", lambda text: Path(text).expanduser(), "webhooks.toml", "the sources"),
+    Setting("WEBHOOKS_FILE", _path, "webhooks.toml", "the sources"),
 )
 
 
@@ -187,7 +212,7 @@ _COMMON: Final[dict[str, Check]] = {
     "retry_max_s": _SECONDS,
     "timeout_s": _SECONDS,
     "dedupe_s": (lambda v: type(v) is int and 1 <= v <= 31_536_000, "a whole number of seconds above 0"),
-    "public_url": (lambda v: isinstance(v, str) and urlsplit(v).scheme in ("http", "https"), "a http(s) URL"),
+    "public_url": (lambda v: isinstance(v, str) and bool(re.fullmatch(r"https?://[!-~]+", v)), "a http(s) URL"),
 }
 _HMAC: Final[dict[str, Check]] = {
     "algorithm": _one_of(*ALGORITHMS),
@@ -222,13 +247,18 @@ def load(
     dotenv = read_dotenv(root / ".env", problems)
     texts = [{k: v for k, v in (flags or {}).items() if v is not None}, environ, dotenv]
     where = next((t["WEBHOOKS_FILE"] for t in texts if t.get("WEBHOOKS_FILE")), None)
-    toml_path = root / Path(where or "webhooks.toml").expanduser()
+    try:
+        toml_path = root / _path(where or "webhooks.toml")
+    except ValueError:  # told by its row below
+        toml_path = root / "webhooks.toml"
     toml = _read_toml(toml_path, bool(where), problems)
     tables = toml.pop("sources", None)
     texts.append(_top_level(toml, problems))
     values: dict[str, Any] = {}
     for row in SETTINGS:
         text = _look_up(row, texts, root, problems)
+        if row.name == "STATE_DIR" and not text.startswith(("/", "~")):
+            text = str(root.absolute() / text)  # the same from whatever folder a command is typed in
         try:
             values[row.name.lower()] = row.parse(text) if text or not row.secret else ""
         except ValueError as error:
@@ -237,6 +267,7 @@ def load(
     for name in need:
         if not values.get(name.lower(), True):
             problems.append(_unset(name))
+    _together(values, problems)
     lookup = {**dotenv, **environ, "WEBHOOK_SECRET": values.get("webhook_secret", "")}
     made = _sources(tables, toml_path.absolute().parent, lookup, problems) if sources else {}
     if problems:
@@ -245,6 +276,12 @@ def load(
     values["redis_url"] = values["redis_url"] or f"unix://{values['state_dir']}/redis.sock"
     values["webhooks_file"] = toml_path
     return Config(**values, sources=made)
+
+
+def _together(values: Mapping[str, Any], problems: list[str]) -> None:
+    """Add to `problems` what is wrong with settings that are right each by itself."""
+    if "port" in values and (values["port"], values.get("host")) == (values.get("dashboard_port"), values.get("dashboard_host")):
+        problems.append(f"DASHBOARD_PORT is {values['port']}, as PORT is: set one of them to another port.")
 
 
 def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -286,7 +323,7 @@ def _read_toml(path: Path, wanted: bool, problems: list[str]) -> dict[str, Any]:
     except FileNotFoundError:
         if wanted:
             problems.append(f"WEBHOOKS_FILE is {str(path)!r}, and there is no such file.")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path} cannot be read: {_why(error)}.")
     return {}
 
@@ -312,7 +349,7 @@ def _look_up(row: Setting, texts: Sequence[Mapping[str, str]], root: Path, probl
 def _read_secret(path: Path, named: str, problems: list[str]) -> str:
     try:
         return path.expanduser().read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         problems.append(f"{named}: {path} cannot be read: {_why(error)}.")
         return ""
 
@@ -321,7 +358,8 @@ def _sources(tables: Any, base: Path, lookup: Mapping[str, str], problems: list[
     if tables is None:  # no webhooks.toml, or one without sources: there is one, github
         tables = {"github": {"scheme": "github", "secrets": ["env:WEBHOOK_SECRET"]}}
         if not lookup["WEBHOOK_SECRET"]:
-            problems.append(_unset("WEBHOOK_SECRET"))
+            if not any(line.startswith("WEBHOOK_SECRET") for line in problems):
+                problems.append(_unset("WEBHOOK_SECRET"))
             return {}
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         problems.append("webhooks.toml: sources must be tables, such as [sources.github].")
@@ -337,6 +375,8 @@ def _source(name: str, table: dict[str, Any], base: Path, lookup: Mapping[str, s
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", name):
         problems.append(f"{say}is no name for a source: use a-z, 0-9 and -, at most 64.")
     checks = {**_COMMON, **(_HMAC if table.get("scheme") == "hmac" else {})}
+    if table.get("scheme") not in SCHEMES:  # what its keys should be cannot be told then
+        checks |= _HMAC
     for key, value in table.items():
         if key not in checks:
             problems.append(f"{say}{key} is no setting of a source with this scheme.")
@@ -346,24 +386,29 @@ def _source(name: str, table: dict[str, Any], base: Path, lookup: Mapping[str, s
     for key in ("scheme", "secrets"):
         if key not in table:
             problems.append(f"{say}{key} is missing: it must be {checks[key][1]}.")
-    if len(problems) > before:
-        return None
-    scheme = dataclasses.replace(SCHEMES[table["scheme"]], **{k: v for k, v in table.items() if k in _HMAC})
-    secrets = tuple(_resolve(ref, say, base, lookup, problems) for ref in table["secrets"])
-    for part, key in (("{timestamp}", "timestamp_header"), ("{id}", "id_header")):
-        if part in scheme.signed and not getattr(scheme, key):
-            problems.append(f"{say}signed has {part}, so {key} must say which header that is.")
-    if "{url}" in scheme.signed and "public_url" not in table:
-        problems.append(f"{say}signed has {{url}}, so public_url must say what senders call.")
-    handler = table.get("handler", "")
+    good = {key: value for key, value in table.items() if key in checks and checks[key][0](value)}
+    secrets = tuple(_resolve(ref, say, base, lookup, problems) for ref in good.get("secrets", ()))
+    handler = good.get("handler", "")
     if handler:
         try:
             find_handler(handler, base)
         except BadHandler as error:
             problems.append(f"{say}handler is {handler!r}: {error}")
-    options = {k: table[k] for k in ("max_attempts", "retry_base_s", "retry_max_s", "timeout_s", "dedupe_s") if k in table}
-    signer = Signer(name, scheme, secrets, table.get("public_url", ""))
-    return Source(signer, handler, base, **options) if len(problems) == before else None
+    scheme = dataclasses.replace(SCHEMES[good.get("scheme", "hmac")], **{k: v for k, v in good.items() if k in _HMAC})
+    _check_scheme(scheme, say, "public_url" in table, problems)
+    options = {k: good[k] for k in ("max_attempts", "retry_base_s", "retry_max_s", "timeout_s", "dedupe_s") if k in good}
+    source = Source(Signer(name, scheme, secrets, good.get("public_url", "")), handler, base, **options)
+    if source.retry_base_s > source.retry_max_s:
+        problems.append(f"{say}retry_base_s is more than retry_max_s: no delay could be both.")
+    return source if len(problems) == before else None
+
+
+def _check_scheme(scheme: Scheme, say: str, has_url: bool, problems: list[str]) -> None:
+    for part, key in (("{timestamp}", "timestamp_header"), ("{id}", "id_header")):
+        if part in scheme.signed and not getattr(scheme, key):
+            problems.append(f"{say}signed has {part}, so {key} must say which header that is.")
+    if "{url}" in scheme.signed and not has_url:
+        problems.append(f"{say}signed has {{url}}, so public_url must say what senders call.")
 
 
 def _resolve(reference: str, say: str, base: Path, lookup: Mapping[str, str], problems: list[str]) -> bytes:
@@ -372,7 +417,10 @@ def _resolve(reference: str, say: str, base: Path, lookup: Mapping[str, str], pr
     if kind == "env":
         value = lookup.get(rest, "")
     elif kind == "file":
+        before = len(problems)
         value = _read_secret(base / rest, f"{say}secrets", problems)
+        if len(problems) > before:
+            return b""
     else:
         # The reference is not shown: it may be the secret itself, written into the wrong file.
         problems.append(f'{say}secrets must be "env:NAME" or "file:PATH", never the secret itself.')
@@ -388,4 +436,4 @@ def _unset(name: str) -> str:
 
 
 def _why(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return ((error.strerror or str(error)) if isinstance(error, OSError) else str(error)).rstrip(".")

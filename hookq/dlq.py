@@ -1,23 +1,43 @@
 """Dead letters, as an operator acts on them: select, put back, discard, restore, and the story of one delivery.
 
 One module under both the dashboard and dlqctl, so that page and command select, count and do the same. It neither
-prints nor renders. `by` says who acts: "page" or "command"; every act is counted, remembered and logged (R8).
+prints nor renders. Every act is counted, remembered (who, from where, what, how many) and logged (R8).
 """
 
+import re
 import secrets
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
 from hookq import log
-from hookq.job import Delivery
-from hookq.store import Parked, Store
+from hookq.job import Delivery, Headers, header_lines
+from hookq.store import CHUNK, Act, Cause, Parked, Search, Store
 
 # 8 characters of hex: an act is undone by typing this, so it is short; 24 h of acts do not collide.
-BATCH_BYTES = 4
+ACT_BYTES: Final = 4
+# Headers that could let somebody in.
+HIDDEN: Final = re.compile(r"authorization|cookie|signature|token|secret|-key$")
+UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class NoSuch(Exception):
     """There is no such dead letter, batch or delivery; the message says which and what to do."""
+
+
+class Nonsense(Exception):
+    """A selection that cannot be understood; the message says what would be right."""
+
+
+class Selected(NamedTuple):
+    """Dead letters that match: id → number, in order. `total` is None where only a search through all could tell; `left`
+    were not looked at."""
+
+    numbers: dict[str, int]
+    total: int | None
+    left: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,77 +48,183 @@ class Story:
     state: str
     delivery: Delivery | None
     parked: Parked | None
+    trace: str
     events: list[dict[str, Any]]
 
 
-def retry_rank(store: Store, rank: int, by: str) -> str:
+# ---------------- select
+
+
+def search_of(texts: Mapping[str, str], now: float, ids: tuple[str, ...] = ()) -> Search:
+    """Return the Search that these texts mean: source, cause, event_type, error, text, since, until. Raises Nonsense."""
+    since, until = texts.get("since", ""), texts.get("until", "")
+    cause = texts.get("cause", "").lower()
+    if cause and not re.fullmatch(r"[0-9a-f]{8}", cause):
+        raise Nonsense(f"{log.printable(cause)} is no cause: they have 8 characters, and `dlqctl --view --by-cause` lists them.")
+    return Search(
+        source=texts.get("source", ""), cause=cause, event_type=texts.get("event_type", ""), error=texts.get("error", ""),
+        text=texts.get("text", ""), since=when(since, now) if since else 0.0, until=when(until, now) if until else 1e12, ids=ids,
+    )  # fmt: skip
+
+
+def when(text: str, now: float) -> float:
+    """Return the unix time that `text` means: "90s", "2h", "3d" ago, or an ISO date. Raises Nonsense."""
+    ago = re.fullmatch(r"([0-9]{1,9})([smhd])", text.strip())
+    if ago:
+        return max(0.0, now - int(ago[1]) * UNITS[ago[2]])
+    try:
+        at = datetime.fromisoformat(text.strip()).timestamp()
+    except (ValueError, OverflowError):
+        raise Nonsense(f"{log.printable(text)} is no time: write 90s, 15m, 2h or 3d for so long ago, or 2026-01-31T12:00.") from None
+    return max(0.0, at)
+
+
+def words(search: Search) -> str:
+    """Return the selection in words, for the list of acts and for questions."""
+    told = [f"{name} {value}" for name, value in search._asdict().items() if value and name not in ("since", "until", "ids")]
+    told += [f"{name} {stamp(at)}" for name, at in (("since", search.since), ("until", search.until)) if 0 < at < 1e12]
+    told += [f"{len(search.ids)} by id"] if search.ids else []
+    return ", ".join(told).replace("event_type", "event type") or "all"
+
+
+def select(store: Store, search: Search, passed: int = 0, limit: int = 0, *, newest: bool = False, within_s: float = 1e9) -> Selected:
+    """Return the dead letters that match, after passing over the first `passed` of them; all if `limit` is 0.
+
+    A search through many stops after `within_s` and says how many it did not look at.
+    """
+    total, end = store.count_dead(search), time.monotonic() + within_s
+    at = 0
+    matches: list[tuple[str, int]] = []
+    if total is not None:  # every one matches: no need to look at those passed over
+        at, passed = passed, 0
+    while not limit or len(matches) < passed + limit:
+        look = CHUNK if total is None or not limit else min(CHUNK, passed + limit - len(matches))
+        looked, more = store.search_dead(search, at, look, newest=newest)
+        at += looked
+        matches += more
+        if looked < look or time.monotonic() > end:
+            break
+    everything = len(search.ids) or store.count_dead(search._replace(event_type="", error="", text="")) or 0
+    return Selected(dict(matches[passed : passed + limit if limit else None]), total, max(0, everything - at))
+
+
+def jobs(store: Store, selected: Selected) -> Iterator[tuple[int, Parked]]:
+    """Yield (number, job) of those selected; those that have left meanwhile are missing."""
+    ids = list(selected.numbers)
+    for start in range(0, len(ids), CHUNK):
+        for job in store.parked(ids[start : start + CHUNK]):
+            yield selected.numbers[job.id], job
+
+
+def whole_ids(store: Store, beginnings: list[str]) -> tuple[str, ...]:
+    """Return the dead letters meant by these beginnings of ids; each must mean exactly one. Raises NoSuch."""
+    found = []
+    for begin in beginnings:
+        matches = store.dead_beginning(begin) if begin else []
+        if len(matches) != 1:
+            some = f"{len(matches)} dead letters begin" if matches else "No dead letter begins"
+            raise NoSuch(f"{some} with {log.printable(begin) or 'nothing'}; see `dlqctl --view`.")
+        found += matches
+    return tuple(found)
+
+
+def by_cause(store: Store, search: Search) -> list[Cause]:
+    """Return the causes of the dead letters that match, the most first, counted by what matches."""
+    rows = []
+    for cause in store.causes():
+        if search.cause in ("", cause.id) and search.source in ("", cause.source):
+            if search != Search(source=search.source, cause=search.cause):
+                ids = list(select(store, search._replace(cause=cause.id)).numbers)
+                ends = store.parked([ids[0], ids[-1]]) if ids else []
+                if len(ends) < 2:
+                    continue
+                cause = cause._replace(total=len(ids), first_at=ends[0].at, last_at=ends[1].at, sample=ends[1].id)
+            rows.append(cause)
+    return sorted(rows, key=lambda cause: (-cause.total, cause.first_at))
+
+
+# ---------------- act
+
+
+def actor(by: str, who: str) -> Act:
+    """Return a new act of `who`, who uses the page or the command."""
+    return Act(by, log.printable(who), secrets.token_hex(ACT_BYTES))
+
+
+def retry_rank(store: Store, rank: int, act: Act) -> str:
     """Put back the dead letter number `rank` (the oldest is 0); return its id. Raises NoSuch."""
     try:
-        id = store.redrive_rank(rank, by)
+        id = store.redrive_rank(rank, act._replace(what=f"number {rank}"))
     except LookupError as error:
         raise NoSuch(f"Somebody else has just put back or discarded {error}; see `dlqctl --view`.") from None
     if id is None:
         raise NoSuch(f"There is no dead letter number {rank}; see `dlqctl --view`.")
-    log.event("job.redrive", id=id, by=by)
+    _log("act.retry", act, 1, id=id)
     return id
 
 
-def retry_all(store: Store, by: str) -> list[str]:
-    """Put back every dead letter there is now; return their ids."""
-    moved = store.redrive(store.dead_ids(), by)
-    for id in moved:
-        log.event("job.redrive", id=id, by=by)
+def retry(store: Store, search: Search, act: Act, limit: int = 0) -> list[str]:
+    """Put back the dead letters that match, at most `limit` if given; return their ids."""
+    moved = store.redrive(list(select(store, search, limit=limit).numbers), act._replace(what=words(search)))
+    _log("act.retry", act, len(moved), what=words(search))
     return moved
 
 
-def discard_all(store: Store, by: str) -> tuple[str, list[str]]:
-    """Discard every dead letter there is now; return (batch, ids). The batch can be restored for 24 h."""
-    batch = secrets.token_hex(BATCH_BYTES)
-    moved = store.discard(store.dead_ids(), by, batch)
-    log.event("batch.discard", batch=batch, count=len(moved), by=by)
-    return batch, moved
+def discard(store: Store, search: Search, act: Act, limit: int = 0) -> list[str]:
+    """Discard the dead letters that match; return their ids. They can be restored for 24 h as the batch `act.act`."""
+    moved = store.discard(list(select(store, search, limit=limit).numbers), act._replace(what=words(search)))
+    _log("act.discard", act, len(moved), what=words(search), batch=act.act)
+    return moved
 
 
-def restore(store: Store, batch: str | None, by: str) -> tuple[str, list[str]]:
+def restore(store: Store, batch: str, act: Act) -> tuple[str, list[str]]:
     """Bring a batch back, the last one if none is named; return (batch, ids). Raises NoSuch."""
-    batch = batch or store.last_batch()
-    moved = store.restore(batch, by) if batch else []
-    if not batch or not moved:
-        named = f"batch {batch}" if batch else "discarded batch"
-        raise NoSuch(f"There is no {named} to bring back: it was restored already, or discarded more than 24 h ago.")
-    log.event("batch.restore", batch=batch, count=len(moved), by=by)
-    return batch, moved
+    named = batch or store.last_batch() or ""
+    moved = store.restore(store.batch(named), act._replace(what=f"batch {named}")) if named else []
+    if not moved:
+        told = f"batch {log.printable(named)}" if named else "discarded batch"
+        raise NoSuch(f"There is no {told} to bring back: it was restored already, or discarded more than 24 h ago.")
+    _log("act.restore", act, len(moved), batch=named)
+    return named, moved
+
+
+def restore_one(store: Store, id: str, act: Act) -> str:
+    """Bring one discarded delivery back; return its id. Raises NoSuch."""
+    if not store.restore([id], act._replace(what=id)):
+        raise NoSuch(f"{log.printable(id) or 'That'} is not discarded: it was restored already, or discarded more than 24 h ago.")
+    _log("act.restore", act, 1, id=id)
+    return id
+
+
+def _log(event: str, act: Act, count: int, **facts: Any) -> None:
+    log.event(event, by=act.by, who=act.who, count=count, **facts)
+
+
+# ---------------- one delivery
 
 
 def story(store: Store, text: str) -> Story:
     """Return the story of the one delivery whose job id begins with `text`, or whose delivery id it is. Raises NoSuch."""
-    states = store.states_of(text)
+    states = store.locate(text) if text else {}
     if text in states:  # a whole id, which may also be the beginning of nothing else
         states = {text: states[text]}
     if not states:
-        raise NoSuch(f"No delivery is known by {log.printable(text)}: its id may be wrong, or it was done too long ago.")
+        raise NoSuch(f"No delivery is known by {log.printable(text) or 'nothing'}: its id may be wrong, or it was done too long ago.")
     if len(states) > 1:
         some = ", ".join(sorted(states)[:5])
         raise NoSuch(f"{len(states)} deliveries are known by {log.printable(text)}: {some}, …; give more of the id.")
     id, state = next(iter(states.items()))
-    events = [event for _, event in store.history(id)]
-    return Story(id, state, store.delivery(id), store.parked_job(id), events)
+    events = [event for _, event in store.events(id)]
+    return Story(id, state, store.delivery(id), next(iter(store.parked([id])), None), store.trace(id), events)
 
 
-def act_on(store: Store, act: str, id: str, by: str) -> str:
-    """Do one act of the page (retry, discard: on a whole id; restore: of a batch); return what was done. Raises NoSuch."""
-    if act == "restore":
-        batch, moved = restore(store, id, by)
-        return f"Restored {len(moved)} of batch {batch}."
-    if act == "retry":
-        moved, said = store.redrive([id], by), f"Put back {id}."
-    else:
-        batch = secrets.token_hex(BATCH_BYTES)
-        moved, said = store.discard([id], by, batch), f"Discarded {id} (batch {batch}; back: dlqctl --undo {batch})."
-    if not moved:
-        raise NoSuch(f"{log.printable(id) or 'That'} is no dead letter any more: somebody else has put it back or discarded it.")
-    log.event("job.redrive" if act == "retry" else "job.discard", id=id, by=by)
-    return said
+def shown_headers(delivery: Delivery | None) -> Headers:
+    """Return the sender's headers; what could let somebody in is not shown."""
+    shown = Headers()
+    for name, value in header_lines(delivery.head) if delivery else ():
+        value = "(hidden)" if HIDDEN.search(name) else value
+        shown[name] = f"{shown[name]}, {value}" if name in shown else value
+    return shown
 
 
 # ---------------- how both say it
@@ -114,7 +240,12 @@ def why(job: Parked) -> str:
 
 
 def age(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= size:
-            return f"{int(seconds // size)}{unit}"
-    return f"{max(0, int(seconds))}s"
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def stamp(at: float) -> str:
+    """Return a time as people in any place can compare it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))

@@ -10,9 +10,12 @@ does not see signals: the worker's watchdog ends the whole process then (worker.
 import contextlib
 import importlib
 import importlib.util
+import inspect
+import math
 import re
 import signal
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +26,10 @@ from hookq.job import Delivery
 
 Handler = Callable[[Delivery], Any]
 
+# An error deep in a library is the handler's: it is told by the line that called the library.
+_NOT_OWN = (*(sysconfig.get_paths()[name] for name in ("stdlib", "purelib")), str(Path(__file__).parent))
+MAX_TRACE = 4000  # characters; a recursion has thousands of frames that say the same
+
 # These are read as JSON or form; a sender that says nothing is taken to mean JSON, as almost all do.
 _PARSED = re.compile(r"|application/(?:[a-z0-9.+-]*\+)?json|text/json|application/x-www-form-urlencoded")
 
@@ -30,9 +37,14 @@ _PARSED = re.compile(r"|application/(?:[a-z0-9.+-]*\+)?json|text/json|applicatio
 class Retry(Exception):
     """Raised by a handler: run this job again, `after_s` seconds from now if given."""
 
+    after_s: float | None = None  # also of a subclass that does not call __init__
+
     def __init__(self, why: str = "the handler asked for a retry", *, after_s: float | None = None) -> None:
         super().__init__(why)
-        self.after_s = after_s
+        if after_s is not None:
+            self.after_s = float(after_s)
+            if not math.isfinite(self.after_s):
+                raise ValueError(f"after_s is {after_s}: it must be a number of seconds")
 
 
 class GiveUp(Exception):
@@ -75,12 +87,21 @@ def find_handler(spec: str, base: Path) -> Handler:
         raise BadHandler(f"there is no file {base / where}.") from None
     except SyntaxError as error:
         raise BadHandler(f"{error.filename} line {error.lineno}: {error.msg}.") from None
-    except (Exception, SystemExit) as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
+    except BaseException as error:  # also SystemExit and KeyboardInterrupt: a file decides about itself only
+        frames = traceback.extract_tb(error.__traceback__)
+        last = next((f for f in reversed(frames) if not f.filename.startswith("<frozen")), frames[-1])
         raise BadHandler(f"{last.filename} line {last.lineno}: {type(error).__name__}: {error}.") from None
     handler = getattr(module, name, None)
     if not callable(handler):
         raise BadHandler(f"{where} has no function {name}.")
+    if inspect.iscoroutinefunction(handler) or inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+        raise BadHandler(f"{name} is async or a generator: calling it would run nothing; make it a plain function.")
+    try:
+        inspect.signature(handler).bind(None)
+    except TypeError:
+        raise BadHandler(f"{name} cannot be called with one argument, the delivery.") from None
+    except ValueError:  # written in C: it does not tell
+        pass
     return handler  # type: ignore[no-any-return]
 
 
@@ -118,6 +139,25 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def place_of(error: BaseException) -> str:
-    """Return "file.py:line function" of the innermost frame of the handler's own code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}" if frames else ""
+    """Return "file.py:line function" of the innermost frame of the handler's own code, "" if it has none."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_OWN)]
+    return sendable(f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}") if frames else ""
+
+
+def trace_of(error: BaseException) -> str:
+    """Return the end of the traceback as text, for the story of a dead letter: the part that says where it broke."""
+    return sendable("".join(traceback.format_exception(error)))[-MAX_TRACE:]
+
+
+def text_of(error: BaseException) -> str:
+    """Return what an exception says of itself, whatever its class does when it is asked."""
+    try:
+        said = str(error)
+    except Exception:  # its __str__ is the handler's code, too
+        said = "(its own text cannot be made)"
+    return sendable(f"{type(error).__name__}: {said}" if said else type(error).__name__)
+
+
+def sendable(text: str) -> str:
+    """Return text that is valid UTF-8: half a surrogate pair, as from a file name, cannot be sent to Redis."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -67,6 +67,23 @@ class JobIds:
         return _base32(self._last, 10) + self._tail
 
 
+def arrived_at(begin: str) -> float | None:
+    """Return the earliest arrival (unix seconds) of jobs whose id begins so, or None when no id does."""
+    if len(begin) > 16 or not set(begin) <= set(_ALPHABET):
+        return None
+    number = 0
+    for character in begin[:10].ljust(10, "0"):
+        number = number << 5 | _ALPHABET.index(character)
+    return number / 1e6
+
+
+def cause_of(reason: str, error: BaseException | None, place: str) -> str:
+    """Return what groups dead letters: exception type and place; the reason alone where no handler's code failed."""
+    if error is None or reason in ("not_json", "no_source"):
+        return reason
+    return f"{type(error).__name__} in {place}" if place else type(error).__name__
+
+
 def _base32(number: int, width: int) -> str:
     return "".join(_ALPHABET[number >> 5 * place & 31] for place in range(width - 1, -1, -1))
 

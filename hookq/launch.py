@@ -1,4 +1,4 @@
-"""Behind `make run`: checks what can be checked before anything starts, runs supervisord, says what runs where.
+"""Behind `make run` and `make reload`: checks what can be checked before anything starts, runs supervisord, says what runs where.
 
 It makes the secrets of a first start, holds the lock on STATE_DIR, and tries both ports: a taken one would end
 supervisord with a traceback. Then it waits: for a signal, which it passes on, or for supervisord's end.
@@ -7,33 +7,52 @@ Promises: when it ends, whatever it started has ended. Does not promise to notic
 processes and STATE_DIR are those of the start; everything else is read anew by the processes on HUP.
 """
 
+import errno
 import fcntl
 import http.client
 import os
 import platform
 import secrets
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hookq import process
+from hookq import process, programs
 from hookq.config import EX_SETTINGS, VERSION, Config, Invalid, load
 from hookq.store import Away, Store
 
 PORT_WAIT_S = 15.0  # a stack that is just stopping needs a moment to let go
+SETTLED_S = 1.5  # after which supervisord has started all its children
 SLOW_S = 5.0  # until it says what it is waiting for
 READY_S = 60.0  # Redis reads its file first: a gigabyte of it takes about ten seconds
 MADE = ("WEBHOOK_SECRET", "DASHBOARD_PASSWORD")
 
 
 def main() -> None:
+    try:
+        reload() if sys.argv[1:] == ["reload"] else run()
+    except KeyboardInterrupt:  # before anything was started
+        sys.exit(130)
+
+
+def reload() -> None:
+    """Make every process start anew with the settings of now, unless those are wrong: then say so, and leave all as it is."""
+    settings = process.load_or_exit(lambda: load(root=process.root(), need=("DASHBOARD_PASSWORD",)))
+    try:
+        told = programs.reload_all(settings.state_dir)
+    except programs.NoSupervisor as error:
+        stop(f"webhookd does not run with STATE_DIR={settings.state_dir}: {error}.", 1)
+    print(f"Told {', '.join(told)} to finish what they have and start anew.")
+
+
+def run() -> None:
     root = process.root()
     os.chdir(root)
     made = make_secrets(root)
@@ -52,6 +71,14 @@ def main() -> None:
     lock.close()
     if not stopping:
         stop(f"supervisord ended by itself with {code}: see {settings.state_dir}/supervisord.log.", 1)
+
+
+def say(*words: str) -> None:
+    """Print a line; a terminal that is gone is no reason to leave children behind."""
+    try:
+        print(*words, flush=True)
+    except OSError:
+        pass
 
 
 def stop(why: str, code: int = EX_SETTINGS) -> None:
@@ -99,7 +126,7 @@ def ports(settings: Config) -> list[tuple[str, str, int]]:
 
 def wait_for_port(name: str, host: str, port: int) -> None:
     """Return once host:port can be bound."""
-    end = time.monotonic() + PORT_WAIT_S
+    end, told = time.monotonic() + PORT_WAIT_S, False
     while True:
         try:
             with socket.socket() as probe:
@@ -108,8 +135,13 @@ def wait_for_port(name: str, host: str, port: int) -> None:
                 probe.listen(1)  # binding alone succeeds beside another that is bound with SO_REUSEADDR
                 return
         except OSError as error:
+            if error.errno != errno.EADDRINUSE:  # waiting would not mend it
+                stop(f"{host}:{port} cannot be listened on ({error.strerror}): set {name.replace('PORT', 'HOST')} or {name} to what can.")
             if time.monotonic() > end:
-                stop(f"{host}:{port} cannot be listened on ({error.strerror}): set {name} to a free port.")
+                stop(f"{host}:{port} is taken by another program: set {name} to a free port.")
+            if not told:
+                told = True
+                say(f"Waiting for {host}:{port}, which is taken by another program …")
         time.sleep(0.2)
 
 
@@ -131,11 +163,16 @@ def start(root: Path, settings: Config) -> "subprocess.Popen[bytes]":
 
 
 def forward_signals(supervisor: "subprocess.Popen[bytes]") -> list[int]:
-    """Pass TERM and INT on as TERM, HUP as it is meant (every process starts anew); return the list of those that ended us."""
+    """Pass TERM, INT and HUP (the terminal was closed) on as one TERM; return the list of those that came."""
     stopping: list[int] = []
+    started = time.monotonic()
 
     def forward(number: int, _frame: object) -> None:
+        if not stopping:
+            say("Stopping: the job in hand is finished first.")
         stopping.append(number)
+        # A child that supervisord has only just forked would lose its TERM, and cost its whole stopwaitsecs.
+        time.sleep(max(0.0, started + SETTLED_S - time.monotonic()))
         supervisor.terminate()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -153,10 +190,10 @@ def ready(settings: Config, supervisor: "subprocess.Popen[bytes]", stopping: lis
         if not told and time.monotonic() > started + SLOW_S:
             told = True
             why = describe_redis(settings)[1] or [f"see the logs in {settings.state_dir}."]
-            print(f"Still waiting for {' and '.join(late)}: {why[0]}", flush=True)
+            say(f"Still waiting for {' and '.join(late)}: {why[0]}")
         time.sleep(0.1)
     if supervisor.poll() is None and not stopping:
-        print(f"Not ready after {READY_S:g} s, and still trying: see the logs in {settings.state_dir}.", flush=True)
+        say(f"Not ready after {READY_S:g} s, and still trying: see the logs in {settings.state_dir}.")
     return False
 
 
@@ -174,7 +211,6 @@ def answers(host: str, port: int) -> bool:
 def banner(settings: Config, made: dict[str, str]) -> None:
     """Say what runs where and how to try it. Secrets are shown once, and to a terminal only."""
     shown = made if sys.stdout.isatty() else {}
-    say: Callable[..., None] = lambda *words: print(*words, flush=True)  # noqa: E731
     say(f"webhookd {VERSION} (python {platform.python_version()}, supervisor {version('supervisor')})")
     redis_line, risks = describe_redis(settings)
     say("  " + ("warn" if risks else "ok  "), "redis     ", redis_line)
@@ -189,9 +225,13 @@ def banner(settings: Config, made: dict[str, str]) -> None:
     if "WEBHOOK_SECRET" in shown:
         say("\n  The secret to give to GitHub (kept in .env):", shown["WEBHOOK_SECRET"])
     here = "" if settings.state_dir == process.root() / "var" else f" -s unix://{settings.state_dir}/supervisor.sock"
-    say("\n  Try it      .venv/bin/python webhookd.py --send           a signed GitHub push, followed to the end")
-    say("              .venv/bin/python webhookd.py --send --fail    one that ends as a dead letter")
-    say(f"  Operate     .venv/bin/dlqctl --view        .venv/bin/supervisorctl -c supervisord.conf{here} status")
+    # What this start was given by its environment, the next command needs too: else it would reach another instance.
+    names = ("HOST", "PORT", "STATE_DIR", "WEBHOOKS_FILE", *(() if settings.redis_embedded else ("REDIS_URL",)))
+    given = {name: "…" if name == "REDIS_URL" else shlex.quote(os.environ[name]) for name in names if os.environ.get(name)}
+    prefix = "".join(f"{name}={value} " for name, value in given.items())
+    say(f"\n  Try it      {prefix}.venv/bin/python webhookd.py --send           a signed GitHub push, followed to the end")
+    say(f"              {prefix}.venv/bin/python webhookd.py --send --fail    one that ends as a dead letter")
+    say(f"  Operate     {prefix}.venv/bin/dlqctl --view        .venv/bin/supervisorctl -c supervisord.conf{here} status")
     say("  Ctrl-C stops everything; the job in hand is finished first.\n")
 
 

@@ -8,7 +8,9 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -18,6 +20,7 @@ from hookq import config, log
 from hookq.store import Away, Store
 
 _HUP: Final = {signal.SIGHUP}
+CHECK_S: Final = 30.0  # for a check of the settings: it imports the handlers and all that they need
 
 
 class Signals:
@@ -44,27 +47,51 @@ class Signals:
         return self.stop or self.reload
 
 
-def load_or_exit(load: Callable[[], config.Config]) -> config.Config:
-    """Return the settings; wrong ones are told, one line each, and end the process with 78."""
+def load_or_exit(load: Callable[[], config.Config], *, check: bool = False) -> config.Config:
+    """Return the settings; wrong ones are told, one line each, and end the process with 78. `check`: end it with 0 else."""
     try:
-        return load()
+        settings = load()
+        if check:
+            print(f"The settings are good. Sources: {', '.join(sorted(settings.sources)) or 'not needed here'}.")
+            sys.exit(0)
+        return settings
     except config.Invalid as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         sys.exit(config.EX_SETTINGS)
 
 
-def reload_wanted(signals: Signals, load: Callable[[], config.Config]) -> bool:
+def settings_hold() -> bool:
+    """Tell whether this program would start with the settings of now, by trying it in a process of its own.
+
+    Here it would prove nothing: the handlers, and all that they import, are loaded already.
+    """
+    command = [sys.executable, *sys.orig_argv[1:], "--check"]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CHECK_S, check=False)
+        problems = done.stderr.splitlines() if done.returncode else []
+    except (OSError, subprocess.SubprocessError) as error:
+        problems = [f"the settings cannot be checked: {error}"]
+    if problems:
+        log.event("settings.refused", "error", problems=problems, then="going on with the old ones")
+    return not problems
+
+
+def reload_wanted(signals: Signals) -> bool:
     """Tell whether to start anew now: not with settings that would only end the new process."""
     if not signals.reload or signals.stop:
         return False
+    signals.reload = False  # before reading: a HUP that comes meanwhile means another reading
+    signals.reload = settings_hold() or signals.reload
+    return signals.reload
+
+
+def in_background(work: Callable[..., None], *args: object) -> None:
+    """Run `work` in a thread that nobody waits for; not at all where no thread can be had."""
     try:
-        load()
-    except config.Invalid as error:
-        log.event("settings.refused", "error", problems=error.problems, then="going on with the old ones")
-        signals.reload = False
-        return False
-    return True
+        threading.Thread(target=work, args=args, daemon=True).start()
+    except RuntimeError as error:
+        log.event("thread.refused", "error", error=str(error))
 
 
 def reexec() -> None:

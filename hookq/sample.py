@@ -10,6 +10,7 @@ import time
 import uuid
 from pathlib import Path
 
+from hookq import log
 from hookq.config import Config
 from hookq.signing import sign
 from hookq.store import Away, Store
@@ -27,7 +28,7 @@ def send_sample(settings: Config, source: str, file: str, *, fail: bool) -> int:
     try:
         body = BROKEN if fail else Path(file).read_bytes() if file else PUSH
     except OSError as error:
-        print(f"{file} cannot be read: {error.strerror}.", file=sys.stderr)
+        print(f"{log.printable(file)} cannot be read: {error.strerror}.", file=sys.stderr)
         return 1
     headers = sign(settings.sources[source].signer, body, time.time(), str(uuid.uuid4()), "push")
     started = time.monotonic()
@@ -38,12 +39,12 @@ def send_sample(settings: Config, source: str, file: str, *, fail: bool) -> int:
         print(f"{why}. Start it with `make run`, or set HOST and PORT to where it runs.", file=sys.stderr)
         return 69
     took = 1000 * (time.monotonic() - started)
-    print(f"-->  {source}  push  {answer.get('id')}  {answer.get('status')}  {took:.1f} ms", flush=True)
     if code not in (200, 202):
-        print(f"It was refused with {code}: {answer.get('reason')}.", file=sys.stderr)
+        print(f"It was refused with {code}: {answer.get('reason')}. The log of webhookd in STATE_DIR says why.", file=sys.stderr)
         return 1
+    print(f"-->  {source}  push  {answer.get('id')}  {answer.get('status')}  {took:.1f} ms", flush=True)
     try:
-        return _follow(settings, source, str(answer["id"]))
+        return _follow(settings, source, str(answer["id"]), fail)
     except Away as error:
         print(f"It is safe, but Redis cannot be asked what became of it: {error}.", file=sys.stderr)
         return 69
@@ -62,20 +63,23 @@ def _post(settings: Config, source: str, body: bytes, headers: dict[str, str]) -
         connection.close()
 
 
-def _follow(settings: Config, source: str, id: str) -> int:
+def _follow(settings: Config, source: str, id: str, fail: bool) -> int:
+    """Print what becomes of the delivery; return 0 when it ends as was wanted: done, or dead if it was made to `fail`."""
     store, told, end = Store(settings.redis_url, "sample"), 0, time.monotonic() + FOLLOW_S
     words = {"job.complete": "done", "job.reschedule": "retry", "job.bury": "dead"}
     while time.monotonic() < end:
-        events = [event for _, event in store.history(id) if event["event"] in words]
+        events = [event for _, event in store.events(id) if event["event"] in words]
         for event in events[told:]:
             outcome, error = words[event["event"]], event.get("error") or ""
             attempt = f"{event.get('attempt', 0)}/{event.get('of', '?')}"
-            print(f"<--  {source}  push  {id}  {outcome}  {attempt}  {event.get('run_ms', 0)} ms  {error}", flush=True)
+            again = f"  again within {event['delay_s']:.0f} s" if outcome == "retry" else ""
+            line = f"<--  {source}  push  {id}  {outcome}  {attempt}  {event.get('run_ms', 0)} ms{again}  {log.printable(error)}"
+            print(line.rstrip(), flush=True)
+            if outcome == "dead":
+                print(f"See it: .venv/bin/dlqctl --show {id}   put it back: .venv/bin/dlqctl --retry N, with its number in --view")
             if outcome != "retry":
-                if outcome == "dead":
-                    print(f"See it: dlqctl --show {id}   put it back: dlqctl --retry N, where N is its number in dlqctl --view")
-                return 0 if outcome == "done" else 1
+                return 0 if (outcome == "dead") == fail else 1
         told = len(events)
         time.sleep(0.05)
-    print(f"It is safe and not done yet after {FOLLOW_S:g} s. Follow it: dlqctl --show {id}", file=sys.stderr)
+    print(f"It is safe and not done yet after {FOLLOW_S:g} s. Follow it: .venv/bin/dlqctl --show {id}", file=sys.stderr)
     return 1

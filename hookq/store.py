@@ -1,7 +1,7 @@
 """The store: the only file that knows Redis. One verb, one atomic step (R4), most of them a script in hookq/lua.
 
     key                            type    contents                                                     expiry
-    {hookq}:sources                SET     every source ever accepted; workers and audit go by it       never
+    {hookq}:sources                SET     every source that had a delivery or a worker                 never
     {hookq}:ready:<source>         STREAM  one entry per ready or leased job, the whole delivery in it  when settled
       group "workers"                      its pending list is the table of leases
     {hookq}:seen:<source>:<did>    STRING  job id of the delivery with this delivery id (R6)            dedupe_s
@@ -9,11 +9,14 @@
     {hookq}:retry                  ZSET    job id → due, unix seconds                                   when promoted
     {hookq}:dead                   ZSET    job id → died at, unix seconds                               by a person
     {hookq}:job:<id>               HASH    a parked job (retry, dead, discarded), body included         24 h once discarded
-    {hookq}:batches                ZSET    batch → discarded at                                         24 h
-    {hookq}:batch:<batch>          ZSET    job id → died at, of what one act discarded                  24 h
+    {hookq}:batches                ZSET    batch (the act's id) → discarded at                          24 h
+    {hookq}:batch:<act>            ZSET    job id → died at, of what one act discarded                  24 h
     {hookq}:ledger                 HASH    accepted, done, discarded: they move with the jobs           never
     {hookq}:metrics                HASH    counters: <name>:<source>[:<label>]                          never
+    {hookq}:minute:<minute>        HASH    the same of one minute: accepted, done, dead, rejected       2 h
     {hookq}:history                STREAM  what was done lately, without bodies; about 10,000           by count
+    {hookq}:recent                 LIST    id, source, event type of the deliveries accepted last; 25   by count
+    {hookq}:acts                   STREAM  what operators did; about 1,000                              by count
     {hookq}:workers                HASH    worker → heartbeat (JSON)                                    when it is gone
     {hookq}:hand                   HASH    worker → entry of a suspect job it is about to run           when it is gone
     {hookq}:epoch                  STRING  made once; gone means that Redis came back empty             never
@@ -47,12 +50,15 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry as ClientRetry
 
-from hookq.job import MAX_DEATHS, Delivery
+from hookq.job import MAX_DEATHS, Delivery, arrived_at
 
 PREFIX: Final = "{hookq}:"
 GROUP: Final = "workers"
 BATCH_KEPT_S: Final = 86_400
-HISTORY_READ: Final = 10_000
+# How much earlier than a job id says its entries and events may be dated: ids have the clock of their host.
+CLOCKS_APART_S: Final = 120.0
+# Of bodies that one step of a search may have in memory at once.
+FIND_BYTES: Final = 4 << 20
 # A lease lasts this long without a renewal. Renewed every 10 s, so three renewals may fail.
 LEASE_S: Final = 30.0
 RENEW_S: Final = 10.0
@@ -64,8 +70,8 @@ SLOW_DISK_BYTES_S: Final = 10 << 20
 # Made once: json.dumps makes a new encoder for each call with separators, at 3 µs a job.
 _FACTS: Final = json.JSONEncoder(separators=(",", ":"))
 
-_ALLOW_OOM: Final = ("settle", "promote", "reclaim", "redrive", "discard", "restore")
-_READ_ONLY: Final = ("audit", "find")
+_ALLOW_OOM: Final = ("settle", "promote", "reclaim", "redrive", "discard", "restore", "beat", "announce")
+_READ_ONLY: Final = ("audit", "find", "select", "story")
 
 
 class Away(Exception):
@@ -80,6 +86,11 @@ class Lease(NamedTuple):
     deaths: int
     suspect: bool
 
+    @property
+    def ready_at(self) -> float:
+        """When the job became ready, by Redis' clock."""
+        return int(self.entry.split(b"-")[0]) / 1000
+
 
 class Settled(NamedTuple):
     """What ends an attempt. `outcome` is done, retry (after `delay_s`), dead (for `reason`), or ready (given back)."""
@@ -89,6 +100,8 @@ class Settled(NamedTuple):
     facts: Mapping[str, Any] = {}
     delay_s: float = 0.0
     reason: str = ""
+    cause: str = ""
+    trace: str = ""
 
 
 class Parked(NamedTuple):
@@ -102,9 +115,48 @@ class Parked(NamedTuple):
     attempt: int
     deaths: int
     reason: str
+    cause: str
+    batch: str
     at: float
     size: int
     facts: dict[str, Any]
+
+
+class Act(NamedTuple):
+    """Who does something: `by` is page or command, `act` names it (and the batch, if it discards), `what` is the selection."""
+
+    by: str
+    who: str
+    act: str
+    what: str = ""
+
+
+class Search(NamedTuple):
+    """Which dead letters are meant; what is empty matches all. Times are unix seconds, `ids` whole ids.
+
+    `event_type` matches whole, `error` and `text` (in id, delivery id, event type or error) anywhere, whatever the case.
+    """
+
+    source: str = ""
+    cause: str = ""
+    event_type: str = ""
+    error: str = ""
+    text: str = ""
+    since: float = 0.0
+    until: float = 1e12
+    ids: tuple[str, ...] = ()
+
+
+class Cause(NamedTuple):
+    """Dead letters that failed alike. `first_at` and `last_at` are when they died; `sample` is the last one's id."""
+
+    id: str
+    source: str
+    cause: str
+    total: int
+    first_at: float
+    last_at: float
+    sample: str
 
 
 def _scripts() -> dict[str, tuple[str, str]]:
@@ -132,6 +184,8 @@ def _reaching() -> Iterator[None]:
     """Turn every failure of Redis, whatever its kind, into Away."""
     try:
         yield
+    except redis.DataError:  # a value that cannot be sent is our mistake, and trying again would not mend it
+        raise
     except (redis.RedisError, hiredis.HiredisError, OSError) as error:
         raise Away(f"{type(error).__name__}: {error}") from error
 
@@ -166,7 +220,7 @@ class Store:
 
         Another id than the delivery's own says that it is a duplicate of that job.
         """
-        return [id.decode() for id in self._run("accept", *accept_args(batch, {}))]
+        return [id.decode() for id in self._run("accept", *accept_args(batch))]
 
     # ---------------- workers
 
@@ -198,7 +252,10 @@ class Store:
         rows: list[Any] = []
         for row in settled:
             facts = _FACTS.encode(row.facts)
-            rows += [row.lease.delivery.source, row.lease.entry, row.outcome, row.delay_s, row.reason, facts]
+            # A job that is done is known to the history by its id; that place of the row is free then.
+            reason = row.lease.delivery.id if row.outcome == "done" else row.reason
+            attempt = row.facts.get("attempt", "")
+            rows += [row.lease.delivery.source, row.lease.entry, row.outcome, row.delay_s, attempt, reason, row.cause, row.trace, facts]
         return [bool(done) for done in self._run("settle", *rows)]
 
     def promote(self, limit: int = 100) -> list[tuple[str, str]]:
@@ -217,15 +274,15 @@ class Store:
 
     def announce(self, lease: Lease | None) -> None:
         """Write down which suspect job is run next, so that its death is charged to it alone (R9)."""
-        with _reaching():
-            if lease:
-                self.redis.hset(key("hand"), self.name, lease.entry)
-            else:
-                self.redis.hdel(key("hand"), self.name)
+        self._run("announce", self.name, lease.entry if lease else "")
 
-    def reclaim(self, worker: str, *, idle_s: float = 0.0) -> list[tuple[str, str, str, int]]:
-        """Take the leases of a worker that is gone, or those idle for `idle_s`; return (source, id, outcome, deaths)."""
-        found = self._run("reclaim", worker, int(idle_s * 1000), MAX_DEATHS, "0" if idle_s else "1")
+    def reclaim(self, worker: str, *, idle_s: float = 0.0, hand: bytes | None = None) -> list[tuple[str, str, str, int]]:
+        """Take the leases of a worker that is gone, or those idle for `idle_s`; return (source, id, outcome, deaths).
+
+        `hand` is the entry it was running, b"" if it ran none, None if nobody saw: only that one is charged (R9).
+        """
+        seen = b"?" if hand is None else hand
+        found = self._run("reclaim", worker, int(idle_s * 1000), MAX_DEATHS, "0" if idle_s else "1", seen)
         flat = [value.decode() for value in found]
         return [(flat[i], flat[i + 1], flat[i + 2], int(flat[i + 3])) for i in range(0, len(flat), 4)]
 
@@ -251,8 +308,7 @@ class Store:
 
     def beat(self, heartbeat: Mapping[str, Any]) -> None:
         """Say that this worker lives, and what it does."""
-        with _reaching():
-            self.redis.hset(key("workers"), self.name, json.dumps(heartbeat))
+        self._run("beat", self.name, json.dumps(heartbeat))
 
     def sources(self) -> set[str]:
         """Return every source that ever had a delivery, also those the settings no longer have."""
@@ -265,6 +321,7 @@ class Store:
             with _reaching():
                 try:
                     self.redis.xgroup_create(key("ready", source), GROUP, id="0", mkstream=True)
+                    self.redis.sadd(key("sources"), source)  # so that its consumers are found and removed one day
                 except redis.exceptions.OutOfMemoryError:
                     return bool(self.redis.exists(key("ready", source)))  # accept made the group with the stream
                 except redis.ResponseError as error:
@@ -275,7 +332,7 @@ class Store:
 
     # ---------------- operators
 
-    def redrive_rank(self, rank: int, by: str) -> str | None:
+    def redrive_rank(self, rank: int, act: Act) -> str | None:
         """Put back the dead letter at `rank` (0 is the oldest); return its id, or None when there is no such rank.
 
         WATCH, read the rank, MULTI, script, EXEC. When the dead set changed in between, the same id is tried again
@@ -289,29 +346,28 @@ class Store:
                     if pipe.zscore(key("dead"), id) is None:
                         raise LookupError(id.decode())
                     pipe.multi()
-                    pipe.eval(SCRIPTS["redrive"][1], 1, PREFIX, by, id)
                     with contextlib.suppress(redis.WatchError):
-                        if pipe.execute()[0]:
-                            return str(id.decode())
+                        if not self._exec(pipe, "redrive", _FACTS.encode(act._asdict()), id):
+                            raise LookupError(id.decode())  # an orphan: it has no job to put back
+                        return str(id.decode())
         return None
 
-    def redrive(self, ids: Sequence[str], by: str) -> list[str]:
+    def redrive(self, ids: Sequence[str], act: Act) -> list[str]:
         """Put these dead letters back; return those that were."""
-        return self._in_chunks("redrive", ids, by)
+        return self._in_chunks("redrive", ids, act)
 
-    def discard(self, ids: Sequence[str], by: str, batch: str) -> list[str]:
-        """Remove these dead letters, restorable for 24 h as `batch`; return those that were."""
-        return self._in_chunks("discard", ids, by, batch, BATCH_KEPT_S)
+    def discard(self, ids: Sequence[str], act: Act) -> list[str]:
+        """Remove these dead letters, restorable for 24 h as the batch `act.act`; return those that were."""
+        return self._in_chunks("discard", ids, act, BATCH_KEPT_S)
 
-    def restore(self, batch: str, by: str) -> list[str]:
-        """Make the dead letters of a batch dead letters again; return them."""
-        restored: list[str] = []
-        while True:
-            with _reaching():
-                left = self.redis.zcard(key("batch", batch))
-            restored += [id.decode() for id in self._run("restore", by, batch, CHUNK)]
-            if not left:
-                return restored
+    def restore(self, ids: Sequence[str], act: Act) -> list[str]:
+        """Make these discarded jobs dead letters again; return those that are."""
+        return self._in_chunks("restore", ids, act)
+
+    def batch(self, name: str) -> list[str]:
+        """Return the ids of what one act discarded and can still be restored."""
+        with _reaching():
+            return [id.decode() for id in self.redis.zrange(key("batch", name), 0, -1)]
 
     def last_batch(self) -> str | None:
         """Return the batch that was discarded last and can still be restored."""
@@ -321,100 +377,175 @@ class Store:
                     return str(batch.decode())
         return None
 
-    def _in_chunks(self, verb: str, ids: Sequence[str], *args: Any) -> list[str]:
+    def _in_chunks(self, verb: str, ids: Sequence[str], act: Act, *args: Any) -> list[str]:
         """Run a script on `ids`, each chunk within MULTI/EXEC; return the ids it moved."""
         moved: list[str] = []
         for start in range(0, len(ids), CHUNK):
             with _reaching(), self.redis.pipeline() as pipe:
-                pipe.eval(SCRIPTS[verb][1], 1, PREFIX, *args, *ids[start : start + CHUNK])
-                moved += [id.decode() for id in pipe.execute()[0]]
+                who = _FACTS.encode(act._asdict())
+                moved += [id.decode() for id in self._exec(pipe, verb, who, *args, *ids[start : start + CHUNK])]
         return moved
+
+    def _exec(self, pipe: Any, verb: str, *args: Any) -> Any:
+        """Run a script within MULTI/EXEC. Redis 7.0 refuses any MULTI while memory is full, and then an operator must
+        still be able to make room: the script alone is as atomic."""
+        try:
+            pipe.eval(SCRIPTS[verb][1], 1, PREFIX, *args)
+            return pipe.execute()[0]
+        except redis.exceptions.OutOfMemoryError:
+            pipe.reset()
+            return self._run(verb, *args)
+
+    # ---------------- dead letters, by what they have in common
+
+    def count_dead(self, search: Search) -> int | None:
+        """Return how many match, or None when only reading them all could tell."""
+        if search.event_type or search.error or search.text or search.ids:
+            return None
+        with _reaching():
+            return int(self.redis.zcount(self._dead_set(search), search.since, search.until))
+
+    def search_dead(self, search: Search, passed: int, look: int, *, newest: bool = False) -> tuple[int, list[tuple[str, int]]]:
+        """Pass over `passed` dead letters and look at the next `look`: return how many that were, and (id, rank) of matches."""
+        name = self._dead_set(search).removeprefix(PREFIX)
+        window = (repr(search.since), repr(search.until), passed, look)
+        found = self._run("select", name, int(newest), *window, search.event_type, search.error, search.text, *search.ids)
+        return found[0], list(zip((id.decode() for id in found[1::2]), found[2::2], strict=True))
+
+    def _dead_set(self, search: Search) -> str:
+        """Return the smallest set that has all that match: a cause is of one source."""
+        if search.cause:
+            return key("cause", search.cause)
+        return key("dead", search.source) if search.source else key("dead")
+
+    def dead_beginning(self, begin: str) -> list[str]:
+        """Return the ids of dead letters that begin with `begin`."""
+        with _reaching():
+            return sorted(id.decode() for id, _ in self.redis.zscan_iter(key("dead"), match=_glob(begin) + "*", count=1000))
+
+    def causes(self) -> list[Cause]:
+        """Return the causes that have dead letters."""
+        with _reaching():
+            known = [(id.decode(), *text.decode().split("\n", 1)) for id, text in self.redis.hgetall(key("causes")).items()]
+            pipe = self.redis.pipeline(transaction=False)
+            for id, _, _ in known:
+                pipe.zcard(key("cause", id))
+                pipe.zrange(key("cause", id), 0, 0, withscores=True)
+                pipe.zrange(key("cause", id), -1, -1, withscores=True)
+            told = pipe.execute()
+        rows = zip(known, told[::3], told[1::3], told[2::3], strict=True)
+        return [
+            Cause(id, source, cause, total, first[0][1], last[0][1], last[0][0].decode())
+            for (id, source, cause), total, first, last in rows
+            if first and last  # its last dead letter may have left between the two reads
+        ]
 
     # ---------------- reading
 
     def audit(self) -> dict[str, Any]:
-        """Return the ledger: totals, `gap`, and `sources` (name → ready, leased), all from one moment."""
+        """Return the ledger: totals, `gap`, and `sources` (name → ready, leased, dead, oldest_ms), all from one moment."""
         found = self._run("audit")
         totals = dict(zip(("accepted", "done", "discarded", "retry", "dead"), found[:5], strict=True))
-        sources = {found[i].decode(): (found[i + 1], found[i + 2]) for i in range(5, len(found), 3)}
-        ready, leased = (sum(pair[n] for pair in sources.values()) for n in (0, 1))
+        names = ("ready", "leased", "dead", "oldest_ms")
+        sources = {found[i].decode(): dict(zip(names, found[i + 1 : i + 5], strict=True)) for i in range(5, len(found), 5)}
+        ready, leased = (sum(source[name] for source in sources.values()) for name in ("ready", "leased"))
         held = ready + leased + totals["retry"] + totals["dead"] + totals["done"] + totals["discarded"]
         return {**totals, "ready": ready, "leased": leased, "spooled": 0, "gap": totals["accepted"] - held, "sources": sources}
 
     def orphans(self) -> list[str]:
-        """Return a line for each member of a set without its job, and each parked job that is in no set."""
-        lines = []
+        """Return a line for each member of a set without its job, each parked job in no set, each entry that nobody will run.
+
+        What looks wrong is looked at again: between two reads it may just have been moved on.
+        """
         with _reaching():
-            members: set[bytes] = set()
-            for name in ("retry", "dead"):
-                ids = [id for id, _ in self.redis.zscan_iter(key(name), count=1000)]
-                members.update(ids)
-                for id in ids:
-                    # Looked at twice: between the two reads it may just have been moved on.
-                    if not self.redis.exists(key("job", id.decode())) and self.redis.zscore(key(name), id) is not None:
-                        lines.append(f"{id.decode()} is in {name} without its job")
-            for found in self.redis.scan_iter(key("job", "*"), count=1000):
-                id = found.removeprefix(key("job", "").encode())
-                parked = (self.redis.zscore(key(name), id) is not None for name in ("retry", "dead"))
-                if id not in members and self.redis.ttl(found) == -1 and not any(parked):
-                    lines.append(f"{id.decode()} is a parked job in neither retry nor dead")
+            seen = self._odd()
+            return sorted(seen & self._odd()) if seen else []
+
+    def _odd(self) -> set[str]:
+        lines, members = set(), set()
+        for name in ("retry", "dead"):
+            ids = {id for id, _ in self.redis.zscan_iter(key(name), count=1000)}
+            members |= ids
+            lines |= {f"{id.decode()} is in {name} without its job" for id in ids if not self.redis.exists(key("job", id.decode()))}
+        for found in self.redis.scan_iter(key("job", "*"), count=1000):
+            id = found.removeprefix(key("job", "").encode())
+            if id not in members and self.redis.ttl(found) == -1:
+                lines.add(f"{id.decode()} is a parked job in neither retry nor dead")
+        for source in self.sources():
+            lines |= {f"{id} of {source} is neither ready nor leased: nobody will run it" for id in self._stranded(source)}
         return lines
 
-    def parked(self, state: str, start: int = 0, stop: int = -1, *, newest: bool = False) -> list[Parked]:
-        """Return jobs of `state` (retry, dead) by rank, without bodies."""
-        with _reaching():
-            found = self.redis.zrange(key(state), start, stop, desc=newest, withscores=True)
-            return [job for id, at in found if (job := self.parked_job(id.decode(), at))]
+    def _stranded(self, source: str) -> Iterator[str]:
+        """Yield the ids of entries that were taken once and are in no pending list: those before the last one taken."""
+        groups = self.redis.xinfo_groups(key("ready", source)) if self.redis.exists(key("ready", source)) else []
+        if not groups:
+            return
+        taken = _entry_number(groups[0]["last-delivered-id"])
+        pending = {row["message_id"] for row in self.redis.xpending_range(key("ready", source), GROUP, "-", "+", 100_000)}
+        for entry, id in self._scan(source, b"-", ""):
+            if _entry_number(entry) > taken:
+                return
+            if entry not in pending:
+                yield id.decode()
 
-    def parked_job(self, id: str, at: float = 0.0) -> Parked | None:
-        """Return one parked job without its body, or None."""
-        names = ("source", "delivery_id", "event_type", "received_at", "attempt", "deaths", "reason", "error")
+    def parked(self, ids: Sequence[str]) -> list[Parked]:
+        """Return these parked jobs without their bodies, in one round trip; those that have left are missing."""
+        names = ("source", "delivery_id", "event_type", "received_at", "attempt", "deaths", "reason", "cause", "batch", "error")
         with _reaching():
             pipe = self.redis.pipeline(transaction=False)
-            pipe.hmget(key("job", id), names)
-            pipe.hstrlen(key("job", id), "body")
-            values, size = pipe.execute()
-        if values[0] is None:
-            return None
-        source, delivery_id, event_type, received_at, attempt, deaths, reason, error = [
-            (v or b"").decode("utf-8", "replace") for v in values
-        ]
-        facts = json.loads(error or "{}")
-        return Parked(id, source, delivery_id, event_type, float(received_at), int(attempt), int(deaths), reason, at, size, facts)
+            for id in ids:
+                pipe.hmget(key("job", id), names)
+                pipe.hstrlen(key("job", id), "body")
+                pipe.zscore(key("dead"), id)
+                pipe.zscore(key("retry"), id)
+            found = pipe.execute()
+        rows = zip(ids, found[::4], found[1::4], found[2::4], found[3::4], strict=True)
+        return [_parked(id, values, size, died_at or due_at or 0.0) for id, values, size, died_at, due_at in rows if values[0] is not None]
 
-    def dead_ids(self) -> list[str]:
-        """Return the ids of all dead letters, the oldest first."""
+    def trace(self, id: str) -> str:
+        """Return the traceback of a dead letter's last attempt, "" if there is none."""
         with _reaching():
-            return [id.decode() for id in self.redis.zrange(key("dead"), 0, -1)]
+            return (self.redis.hget(key("job", id), "trace") or b"").decode("utf-8", "replace")
 
-    def states_of(self, text: str) -> dict[str, str]:
+    def locate(self, text: str) -> dict[str, str]:
         """Return id → state of every job whose id begins with `text`, or whose delivery id is `text`."""
         found: dict[str, str] = {}
         with _reaching():
-            for id, event in self.history():
-                if id.startswith(text):
-                    found[id] = {"job.complete": "done", "job.discard": "discarded"}.get(event["event"], "")
-            wanted = {text} | {seen.decode() for source in self.sources() if (seen := self.redis.get(key("seen", source, text)))}
-            for begin in wanted:
+            seen = [self.redis.get(key("seen", source, text)) for source in self.sources()]
+            for begin in {text, *(id.decode() for id in seen if id)}:
+                for id, event in self.events(begin):
+                    found[id] = {"job.complete": "done", "job.discard": "discarded"}.get(event["event"], "gone")
+                if self.redis.exists(key("job", begin)):
+                    found[begin] = "discarded"
                 for state in ("retry", "dead"):
                     for id, _ in self.redis.zscan_iter(key(state), match=_glob(begin) + "*", count=1000):
                         found[id.decode()] = state
-                for source in self.sources():
-                    for entry, id in self._find(source, begin):
-                        found[id] = "ready"
-                        with contextlib.suppress(redis.ResponseError):  # no group yet: nobody has leased anything
-                            if self.redis.xpending_range(key("ready", source), GROUP, entry, entry, 1):
-                                found[id] = "leased"
+                for source, entry, id in self._entries(begin):
+                    found[id] = "ready"
+                    with contextlib.suppress(redis.ResponseError):  # no group yet: nobody has leased anything
+                        if self.redis.xpending_range(key("ready", source), GROUP, entry, entry, 1):
+                            found[id] = "leased"
                 if begin != text:
                     found.setdefault(begin, "done")
-        return {id: state or "gone" for id, state in found.items()}
+        return found
 
-    def _find(self, source: str, begin: str) -> Iterator[tuple[str, str]]:
-        after = b"-"
+    def _entries(self, begin: str) -> Iterator[tuple[str, bytes, str]]:
+        """Yield (source, entry, id) of ready and leased jobs whose id begins so."""
+        start = arrived_at(begin)
+        if start is None:
+            return
+        for source in self.sources():
+            first = f"{max(0, int(1000 * (start - CLOCKS_APART_S)))}".encode()
+            yield from ((source, entry, id.decode()) for entry, id in self._scan(source, first, begin))
+
+    def _scan(self, source: str, after: bytes, begin: str) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (entry, id). Few at a time where bodies are long: the script has them all in memory at once."""
+        count = 16
         while after:
-            after, *found = self._run("find", source, after, 200, begin)
-            flat = [value.decode() for value in found]
-            yield from zip(flat[::2], flat[1::2], strict=True)
+            after, size, *found = self._run("find", source, after, count, begin)
+            yield from zip(found[::2], found[1::2], strict=True)
+            after = b"(" + after if after else b""
+            count = max(1, min(2 * count, 1000, count * FIND_BYTES // max(size, 1)))
 
     def delivery(self, id: str) -> Delivery | None:
         """Return the delivery of a job that is not done, body included, or None when it is not kept any more."""
@@ -422,22 +553,65 @@ class Store:
             found = self.redis.hgetall(key("job", id))
             if found:
                 return _delivery(found[b"source"].decode(), found)
-            for source in self.sources():
-                for entry, _ in self._find(source, id):
-                    for _, values in self.redis.xrange(key("ready", source), entry, entry):
-                        return _delivery(source, values)
+            for source, entry, _ in self._entries(id):
+                for _, values in self.redis.xrange(key("ready", source), entry, entry):
+                    return _delivery(source, values)
         return None
 
-    def history(self, id: str = "") -> list[tuple[str, dict[str, Any]]]:
-        """Return (id, event) of the latest events, the oldest first; an event has at, event, source and its facts."""
+    def events(self, begin: str) -> list[tuple[str, dict[str, Any]]]:
+        """Return (id, event) of jobs whose id begins so, the oldest first; an event has at, event, source and its facts."""
+        start = arrived_at(begin)
+        if start is None:
+            return []
+        found: list[tuple[str, dict[str, Any]]] = []
+        after, end = b"+", max(0, int(1000 * (start - CLOCKS_APART_S)))
+        while after:
+            after, *flat = self._run("story", after, end, 1000, begin)
+            found += [_event(*flat[i : i + 5]) for i in range(0, len(flat), 5)]
+            after = b"(" + after if after else b""
+        return found[::-1]
+
+    def latest_events(self, count: int) -> list[tuple[str, dict[str, Any]]]:
+        """Return (id, event) of the last events of all jobs, the latest first."""
         with _reaching():
-            entries = self.redis.xrevrange(key("history"), count=HISTORY_READ)
-        found = []
-        for entry, values in reversed(entries):
-            if not id or values[b"id"].decode() == id:
-                told = {"at": int(entry.split(b"-")[0]) / 1000, "event": values[b"event"].decode(), "source": values[b"source"].decode()}
-                found.append((values[b"id"].decode(), {**told, **json.loads(values[b"facts"])}))
-        return found
+            found = self.redis.xrevrange(key("history"), count=count)
+        return [_event(entry, v[b"event"], v[b"source"], v[b"id"], v[b"facts"]) for entry, v in found]
+
+    def recent(self) -> list[tuple[str, str, str]]:
+        """Return (id, source, event type) of the deliveries accepted last, the latest first."""
+        with _reaching():
+            found = [row.decode("utf-8", "replace").split("\n", 2) for row in self.redis.lrange(key("recent"), 0, -1)]
+        return [(id, source, event_type) for id, source, event_type in found]
+
+    def acts(self, count: int) -> list[tuple[float, str, int, Act, bool]]:
+        """Return (at, name, how many, who, can be restored) of what operators did last, the latest first."""
+        with _reaching():
+            chunks = self.redis.xrevrange(key("acts"), count=1000)
+            found: dict[tuple[str, str], tuple[float, int, Act]] = {}
+            for entry, values in chunks:  # a large act has an entry for each chunk
+                act, name = Act(**json.loads(values[b"who"])), values[b"name"].decode()
+                at, before, _ = found.get((act.act, name), (int(entry.split(b"-")[0]) / 1000, 0, act))
+                found[act.act, name] = at, before + int(values[b"count"]), act
+            rows = list(found.items())[:count]
+            kept = [bool(name == "discard" and self.redis.exists(key("batch", act))) for (act, name), _ in rows]
+        return [(at, name, n, act, back) for ((_, name), (at, n, act)), back in zip(rows, kept, strict=True)]
+
+    def minutes(self, count: int) -> list[tuple[int, dict[str, int]]]:
+        """Return (minute, counters) of the last `count` minutes by Redis' clock, the oldest first, the running one last."""
+        with _reaching():
+            last = int(self.redis.time()[0]) // 60
+            wanted = range(last - count + 1, last + 1)
+            pipe = self.redis.pipeline(transaction=False)
+            for minute in wanted:
+                pipe.hgetall(key("minute", str(minute)))
+            found = pipe.execute()
+        return [(m, {name.decode(): int(n) for name, n in row.items()}) for m, row in zip(wanted, found, strict=True)]
+
+    def now(self) -> float:
+        """Return the time by Redis' clock, unix seconds: the one that dead letters are dated by."""
+        with _reaching():
+            seconds, micros = self.redis.time()
+            return float(seconds + micros / 1e6)
 
     def metrics(self) -> dict[str, int]:
         """Return every counter; names are as in the keyspace above."""
@@ -473,7 +647,7 @@ class Store:
             risks.append(f"maxmemory-policy is {found['maxmemory-policy']}: a full Redis throws jobs away; set noeviction.")
         if found["appendonly"] == "no":
             risks.append("appendonly is no: a restart of Redis loses jobs; set appendonly yes.")
-        elif found.get("appendfsync", "always") != "always":
+        if found.get("appendfsync", "always") != "always":
             risks.append(f"appendfsync is {found['appendfsync']}: a crash can lose the last second; set always.")
         limit = int(info.get("maxmemory", 0))
         if limit and int(info["used_memory"]) > 0.9 * limit:
@@ -490,13 +664,15 @@ class Store:
                 return self.redis.eval(text, 1, PREFIX, *args)
 
 
-def accept_args(batch: Sequence[tuple[Delivery, int]], counters: Mapping[str, int]) -> list[Any]:
+def accept_args(batch: Sequence[tuple[Delivery, int]], flush: tuple[str, Mapping[str, int]] | None = None) -> list[Any]:
     """Return the ARGV of accept.lua."""
     args: list[Any] = [len(batch)]
     for d, dedupe_s in batch:
         args += (dedupe_s, d.source, d.delivery_id, d.id, d.event_type, f"{d.received_at:.6f}", d.head, d.body)
-    for name, by in counters.items():
-        args += (name, by)
+    if flush:
+        args.append(flush[0])
+        for name, by in flush[1].items():
+            args += (name, by)
     return args
 
 
@@ -516,6 +692,25 @@ def _delivery(source: str, found: Mapping[bytes, bytes]) -> Delivery:
         found[b"body"],
         int(found[b"attempt"]),
     )
+
+
+def _event(entry: bytes, name: bytes, source: bytes, id: bytes, facts: bytes) -> tuple[str, dict[str, Any]]:
+    told = {"at": int(entry.split(b"-")[0]) / 1000, "event": name.decode(), "source": source.decode()}
+    return id.decode(), {**told, **json.loads(facts)}
+
+
+def _parked(id: str, values: Sequence[bytes | None], size: int, at: float) -> Parked:
+    source, delivery_id, event_type, received_at, attempt, deaths, reason, cause, batch, facts = [
+        (value or b"").decode("utf-8", "replace") for value in values
+    ]
+    numbers = float(received_at), int(attempt), int(deaths)
+    return Parked(id, source, delivery_id, event_type, *numbers, reason, cause, batch, at, size, json.loads(facts or "{}"))
+
+
+def _entry_number(entry: bytes | str) -> tuple[int, int]:
+    text = entry.decode() if isinstance(entry, bytes) else entry
+    ms, _, number = text.partition("-")
+    return int(ms), int(number)
 
 
 def _glob(text: str) -> str:
@@ -558,10 +753,13 @@ class Intake:
         return len(self._batches)
 
     def start(self) -> None:
-        """Connect in the background, unless that is going on."""
-        if not self._starting:
+        """Connect in the background, unless that is going on or done."""
+        if not (self._starting or self._made or self.up):
             self._starting = True
-            threading.Thread(target=self._connect, daemon=True).start()
+            try:
+                threading.Thread(target=self._connect, daemon=True).start()
+            except RuntimeError as error:  # no thread can be had now
+                self._starting, self.why = False, str(error)
 
     def _connect(self) -> None:
         link = None
@@ -576,12 +774,13 @@ class Intake:
                 link.read_response()
                 link._sock.setblocking(False)
             self._made = link
-        except Away as error:
-            self.why = str(error)
+        except Exception as error:  # whatever it is: the loop must hear of it, and try again
+            self.why = str(error) if isinstance(error, Away) else f"{type(error).__name__}: {error}"
             with contextlib.suppress(Exception):
                 link.disconnect() if link else None
-        self._starting = False
-        self._wake()
+        finally:
+            self._starting = False
+            self._wake()
 
     def adopt(self) -> bool:
         """Take the connection that start() has made; True when there is a new one."""
@@ -591,9 +790,9 @@ class Intake:
         self._link, self.sock, self._reader, self._out = link, link._sock, hiredis.Reader(), memoryview(b"")
         return True
 
-    def submit(self, batch: Sequence[tuple[Delivery, int]], counters: Mapping[str, int], token: Any) -> None:
-        """Send a batch; `received` gives `token` back with the ids."""
-        command = ("EVALSHA", SCRIPTS["accept"][0], "1", PREFIX, *accept_args(batch, counters))
+    def submit(self, batch: Sequence[tuple[Delivery, int]], flush: tuple[str, Mapping[str, int]] | None, token: Any) -> None:
+        """Send a batch; `received` gives `token` back with the ids. `flush` is a unique id, and counters to raise."""
+        command = ("EVALSHA", SCRIPTS["accept"][0], "1", PREFIX, *accept_args(batch, flush))
         packed = hiredis.pack_command(command)
         # A large body takes its time to be sent and synced, and is not to be given up for its size.
         begins = max([time.monotonic(), *(deadline - self.limit_s for deadline, _ in self._batches)])
@@ -613,9 +812,8 @@ class Intake:
     def wants_write(self) -> bool:
         return bool(self._out)
 
-    def received(self) -> list[tuple[Any, list[str]]]:
-        """Return (token, ids) of each batch that is durable by now. Raises Away."""
-        finished = []
+    def received(self) -> Iterator[tuple[Any, list[str]]]:
+        """Yield (token, ids) of each batch that is durable by now; then raise Away if there is no going on."""
         with _reaching():
             try:
                 while data := self.sock.recv(65536):
@@ -630,8 +828,7 @@ class Intake:
                 if isinstance(reply, Exception):
                     raise redis.ResponseError(str(reply))
                 _, token = self._batches.pop(0)
-                finished.append((token, [id.decode() for id in reply]))
-        return finished
+                yield token, [id.decode() for id in reply]
 
     def overdue(self, now: float) -> bool:
         """Tell whether a batch has waited longer than the limit of a command (R7)."""

@@ -158,10 +158,9 @@ def _length(fields: dict[str, str], old: bool) -> int | None:
 
 
 def _keep_alive(fields: dict[str, str], old: bool) -> bool:
-    if "connection" not in fields:
-        return not old
-    options = {option.strip(" \t").lower() for option in fields["connection"].split(",")}
-    return "close" not in options and (not old or "keep-alive" in options)
+    if old:  # it would wait for us to say that the connection is kept, or for its end
+        return False
+    return "connection" not in fields or "close" not in {option.strip(" \t").lower() for option in fields["connection"].split(",")}
 
 
 def _expects(fields: dict[str, str], old: bool) -> bool:

@@ -21,7 +21,7 @@ from hookq import log
 from hookq.job import Delivery, JobIds
 from hookq.schemes import SCHEMES
 from hookq.signing import Signer, sign
-from hookq.store import Store
+from hookq.store import Act, Search, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "a-secret-of-the-tests-7f3a91"
@@ -97,6 +97,20 @@ def private_redis():
 
 
 @pytest.fixture
+def small_redis():
+    folder = Path(tempfile.mkdtemp(prefix="hq"))
+    server = Redis(folder, "--maxmemory", "8mb", "--maxmemory-policy", "noeviction").start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def fill(store):
+    """Make Redis refuse whatever needs memory."""
+    store.redis.config_set("maxmemory", "1kb")
+
+
+@pytest.fixture
 def store(redis_server):
     """An empty store, and the client of worker w1."""
     made = Store(redis_server.url, "w1")
@@ -129,6 +143,18 @@ def accepted(store, count=1, **more):
     made = [delivery(**more) for _ in range(count)]
     assert store.accept([(d, 604_800) for d in made]) == [d.id for d in made]
     return made
+
+
+def act(by="command", batch="b"):
+    return Act(by, "tester", batch)
+
+
+def dead_ids(store):
+    return [id for id, _ in store.search_dead(Search(), 0, 100_000)[1]]
+
+
+def dead(store):
+    return store.parked(dead_ids(store))
 
 
 class Program:
@@ -170,6 +196,7 @@ def running(tmp_path, redis_server, store):
 
     def run(name, *args, redis=None, **settings):
         env = {"WEBHOOK_SECRET": SECRET, "DASHBOARD_PASSWORD": "a-password", "REDIS_URL": (redis or redis_server).url}
+        env["STATE_DIR"] = str(tmp_path / "state")
         env["WEBHOOKS_FILE"] = str(tmp_path / "webhooks.toml")
         if not (tmp_path / "webhooks.toml").exists():
             (tmp_path / "webhooks.toml").write_text('[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\n')

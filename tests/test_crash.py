@@ -7,7 +7,7 @@ state, the ledger's gap 0, no orphan left; and asking once more must finish the 
 import contextlib
 
 import pytest
-from conftest import accepted, delivery
+from conftest import accepted, act, delivery
 from redis import RedisError
 
 from hookq.store import PREFIX, Away, Settled, Store, key
@@ -61,7 +61,7 @@ def parked(store, outcome):
 
 
 def discarded(store):
-    store.discard(parked(store, "dead"), "command", "b1")
+    store.discard(parked(store, "dead"), act("command", "b1"))
 
 
 def old_and_new(store):
@@ -80,10 +80,10 @@ VERBS = {
     "promote": (lambda s: parked(s, "retry"), lambda s, _: s.promote(), {"ready": 3}),
     "reclaim": (leased, lambda s, _: s.reclaim("w1"), {"ready": 3}),
     "renew": (leased, lambda s, held: s.renew({"github": [x.entry for x in held]}), {"leased": 3}),
-    "redrive": (lambda s: parked(s, "dead"), lambda s, ids: s.redrive(ids, "command"), {"ready": 3}),
-    "redrive_rank": (lambda s: parked(s, "dead"), lambda s, _: s.redrive_rank(0, "command"), None),
-    "discard": (lambda s: parked(s, "dead"), lambda s, ids: s.discard(ids, "command", "b1"), {"discarded": 3}),
-    "restore": (discarded, lambda s, _: s.restore("b1", "command"), {"dead": 3, "discarded": 0}),
+    "redrive": (lambda s: parked(s, "dead"), lambda s, ids: s.redrive(ids, act("command")), {"ready": 3}),
+    "redrive_rank": (lambda s: parked(s, "dead"), lambda s, _: s.redrive_rank(0, act()), None),
+    "discard": (lambda s: parked(s, "dead"), lambda s, ids: s.discard(ids, act("command", "b1")), {"discarded": 3}),
+    "restore": (discarded, lambda s, _: s.restore(s.batch("b1"), act("command")), {"dead": 3, "discarded": 0}),
 }
 TRIPS = range(1, 9)  # more than any verb makes: the connection's own set-up counts too
 

@@ -32,6 +32,10 @@ def test_two_files_of_one_name_are_two_modules(tmp_path):
         ("\n\nimport nosuch_module\n", "h.py:f", "h.py line 3: ModuleNotFoundError: No module named 'nosuch_module'"),
         ("raise SystemExit(3)\n", "h.py:f", "h.py line 1: SystemExit: 3"),
         ("x = 1\n", "h.py:f", "h.py has no function f."),
+        ("async def f(delivery): pass\n", "h.py:f", "f is async or a generator"),
+        ("def f(delivery):\n    yield\n", "h.py:f", "f is async or a generator"),
+        ("def f(): pass\n", "h.py:f", "f cannot be called with one argument"),
+        ("raise KeyboardInterrupt\n", "h.py:f", "h.py line 1: KeyboardInterrupt"),
         ("f = 1\n", "h.py:f", "h.py has no function f."),
         ("", "h.py", 'it must be "file.py:function"'),
         ("", "h.py:", 'it must be "file.py:function"'),
@@ -97,3 +101,9 @@ def test_place_is_where_the_error_arose(tmp_path):
 def test_package_offers_what_handlers_need():
     assert issubclass(hookq.Retry, Exception) and issubclass(hookq.GiveUp, Exception)
     assert hookq.Retry(after_s=3).after_s == 3 and hookq.Retry("why").after_s is None
+
+
+@pytest.mark.parametrize("after_s", [float("nan"), float("inf"), "soon"])
+def test_retry_after_no_time_is_an_error_of_the_handler(after_s):
+    with pytest.raises((ValueError, TypeError)):
+        hookq.Retry(after_s=after_s)

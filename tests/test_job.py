@@ -1,7 +1,7 @@
 """The table of moves holds: every verb from every state, tried on a real Redis; and what a job and a delivery are."""
 
 import pytest
-from conftest import NOW, accepted, delivery
+from conftest import NOW, accepted, act, delivery
 
 from hookq.job import ABSENT, DEAD, DISCARDED, DONE, LEASED, MOVES, READY, RETRY, Headers, JobIds
 from hookq.store import Away, Lease, Settled
@@ -23,12 +23,12 @@ def bring(store, state):
     if outcome:
         store.settle([Settled(lease, outcome, {"attempt": 1}, reason="gave_up")])
     if state == DISCARDED:
-        store.discard([made.id], "command", "b")
+        store.discard([made.id], act("command", "b"))
     return made, lease
 
 
 def state_of(store, made):
-    audit, found = store.audit(), store.states_of(made.id)
+    audit, found = store.audit(), store.locate(made.id)
     counted = [state for state in STATES[1:] if audit[state]]
     assert len(counted) <= 1 and audit["gap"] == 0
     assert not found or [found[made.id]] == counted
@@ -51,9 +51,9 @@ def apply(store, verb, made, lease):
         acts = {
             "promote": store.promote,
             "reclaim": lambda: store.reclaim("w1"),
-            "redrive": lambda: store.redrive([made.id], "command"),
-            "discard": lambda: store.discard([made.id], "command", "b"),
-            "restore": lambda: store.restore("b", "command"),
+            "redrive": lambda: store.redrive([made.id], act("command")),
+            "discard": lambda: store.discard([made.id], act("command", "b")),
+            "restore": lambda: store.restore(store.batch("b"), act("command")),
         }
         acts[verb]()
 

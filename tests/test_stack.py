@@ -200,3 +200,28 @@ def test_secrets_are_in_no_log_and_no_process_list(stack):
     logs = "".join(p.read_text(errors="replace") for p in (stack.folder / "v").glob("*.log")) + stack.out.read_text()
     for marked in (SECRET, "marked-body-5c1e", "a-password", signed(body)["X-Hub-Signature-256"]):
         assert marked not in logs and marked.encode() not in listed
+
+
+def test_reload_with_a_broken_handler_is_refused_and_mended_by_the_next(stack):
+    stack.start()
+    before = stack.status()
+    (stack.folder / "h.py").write_text("def handle(delivery)\n")
+    refused = stack.run(sys.executable, "-m", "hookq.launch", "reload")
+    assert refused.returncode == 78 and "h.py line 1" in refused.stderr
+    assert stack.status() == before and stack.post() == 202
+    (stack.folder / "h.py").write_text("def handle(delivery): pass\n")
+    told = stack.run(sys.executable, "-m", "hookq.launch", "reload")
+    assert told.returncode == 0 and "webhookd:webhookd_00" in told.stdout
+    assert stack.post() == 202
+    stack.settled(done=2)
+
+
+def test_reload_of_nothing_says_so(stack):
+    done = stack.run(sys.executable, "-m", "hookq.launch", "reload")
+    assert done.returncode == 1 and "does not run with STATE_DIR" in done.stderr
+
+
+def test_two_ports_that_are_one_are_refused(stack):
+    stack.env["DASHBOARD_PORT"] = stack.env["PORT"]
+    assert stack.launch().wait(20) == 78
+    assert "as PORT is" in stack.out.read_text()

@@ -15,7 +15,7 @@ from conftest import ROOT, SECRET, free_port, request, signed, until
 
 import webhookd
 from hookq import config, process, wire
-from hookq.store import Store, key
+from hookq.store import Away, Store, key
 
 GOOD = "HTTP/1.1 202 Accepted"
 SOURCES = '[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\n'
@@ -337,7 +337,7 @@ def short(redis_server, store, monkeypatch, tmp_path):
         port, asked = free_port(), Asked()
         env = {"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "PORT": str(port), **settings}
         server = webhookd.Server(config.load(environ=env, root=tmp_path))
-        thread = threading.Thread(target=server.run, args=(asked, lambda: False))
+        thread = threading.Thread(target=server.run, args=(asked,))
         thread.start()
         started.append((server, asked, thread))
         until(lambda: is_ready(port))
@@ -513,7 +513,7 @@ def test_modes_of_the_command_say_what_is(running, args, code, said):
     assert said in program.text and "Traceback" not in program.text
 
 
-@pytest.mark.parametrize(("extra", "code", "said"), [([], 0, "done"), (["--fail"], 1, "not_json")])
+@pytest.mark.parametrize(("extra", "code", "said"), [([], 0, "done"), (["--fail"], 0, "not_json")])
 def test_sample_is_followed_to_its_end(serve, running, extra, code, said):
     _, port = serve()
     running("worker.py")
@@ -540,3 +540,110 @@ def test_counters_stay_out_of_the_keyspace_of_strangers(port, store):
         ask(port, request(path=f"/api/webhooks/x{n}"))
     until(lambda: store.metrics().get("rejected:_unknown:unknown_source") == 20)
     assert not [name for name in store.redis.hkeys(key("metrics")) if b":x" in name]
+
+
+# ---------------- what strangers and slow turns could do to everybody else
+
+
+def test_sender_that_is_gone_when_its_next_request_is_reached_harms_nobody(port, store):
+    for _ in range(50):
+        with Client(port) as client:
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close() resets
+            client.send(request() + request(b"x" * 10, headers={**signed(b"x" * 10), "Expect": "100-continue"})[:-10])
+    assert ask(port, request())[0] == GOOD
+
+
+def test_thousands_of_pipelined_requests_are_answered_and_others_are_not_kept_waiting(port, store):
+    many, one = 3000, b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+    with Client(port) as hog:
+        threading.Thread(target=lambda: hog.sock.sendall(one * many), daemon=True).start()
+        assert hog.answer()[0].endswith("200 OK")
+        assert ask(port, request())[0] == GOOD
+        for _ in range(many - 1):
+            assert hog.answer()[0].endswith("200 OK")
+
+
+def test_batch_that_is_durable_is_answered_although_the_next_is_refused_R1(short):
+    port, server = short()
+    received = server.intake.received
+
+    def then_refused():
+        yield from received()
+        raise Away("OOM command not allowed")
+
+    server.intake.received = then_refused
+    assert ask(port, request())[0] == GOOD
+
+
+def test_answer_of_redis_that_came_during_a_long_turn_is_read_before_it_is_given_up(short):
+    port, server = short()
+    overdue, asked = server.intake.overdue, []
+
+    def late(now):  # as if the turn had taken longer than the limit
+        asked.append(bool(server.intake.under_way))
+        return server.intake.under_way > 0 and overdue(now + 10)
+
+    server.intake.overdue = late
+    with Client(port) as client:
+        for _ in range(20):
+            assert client.send(request()).answer()[0] == GOOD
+    until(lambda: len(asked) > 3)
+
+
+def test_connection_made_before_the_stop_is_answered(serve):
+    program, port = serve()
+    with Client(port) as waiting:
+        until(lambda: waiting.send(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n").answer()[0])
+        program.process.send_signal(signal.SIGSTOP)
+        with Client(port) as late:
+            late.send(request())
+            program.process.send_signal(signal.SIGTERM)
+            program.process.send_signal(signal.SIGCONT)
+            assert late.answer()[0] == GOOD
+    assert program.process.wait(15) == 0
+
+
+def test_head_gets_no_body_whatever_the_answer(port):
+    for path in ("/", "/livez", "/api/webhooks/github", "/api/webhooks/nosuch", "/nothing"):
+        with Client(port) as client:
+            client.send(f"HEAD {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+            assert b"\r\n\r\n" in (found := client.rest()) and found.endswith(b"\r\n\r\n"), path
+
+
+def test_refusals_are_counted_for_the_source_they_were_meant_for_R8(port, store):
+    ask(port, b"GET /api/webhooks/github HTTP/1.1\r\nHost: a\r\n\r\n")
+    ask(port, b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\n\r\n")
+    wanted = {"rejected:github:bad_request": 2, "http:github:405": 1, "http:github:411": 1}
+    until(lambda: wanted.items() <= store.metrics().items(), what=store.metrics())
+
+
+def test_half_closed_sender_of_half_a_request_is_let_go_at_once(port):
+    for half in (b"GET /li", request()[:-1]):
+        with Client(port) as client:
+            client.send(request() + half).sock.shutdown(socket.SHUT_WR)
+            assert client.rest().startswith(b"HTTP/1.1 202") and not client.rest()
+
+
+def test_counters_of_a_flush_whose_reply_was_lost_are_counted_once(serve, private_redis):
+    _, port = serve(redis=private_redis)
+    store = Store(private_redis.url, "probe")
+    private_redis.process.send_signal(signal.SIGSTOP)
+    for _ in range(7):
+        assert ask(port, request(headers={}))[0].startswith("HTTP/1.1 401")
+    until(lambda: not is_ready(port))
+    private_redis.process.send_signal(signal.SIGCONT)
+    until(lambda: store.metrics().get("rejected:github:missing", 0) >= 7)
+    until(lambda: is_ready(port))
+    assert ask(port, request())[0] == GOOD and ask(port, request(headers={}))[0].startswith("HTTP/1.1 401")
+    until(lambda: store.metrics()["rejected:github:missing"] == 8)
+    store.close()
+
+
+def test_hup_with_a_handler_that_broke_since_is_told_and_goes_on(serve, tmp_path):
+    (tmp_path / "h.py").write_text("def f(delivery): pass\n")
+    (tmp_path / "webhooks.toml").write_text(SOURCES + 'handler = "h.py:f"\n')
+    program, port = serve()
+    (tmp_path / "h.py").write_text("def f(delivery)\n")
+    program.process.send_signal(signal.SIGHUP)
+    assert "h.py line 1" in str(program.saw("settings.refused")[0]["problems"])
+    assert ask(port, request())[0] == GOOD and program.process.poll() is None

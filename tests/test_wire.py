@@ -166,7 +166,7 @@ def test_hopeless_head_is_refused_at_once(data):
         (b"GET http://a:1/b?c HTTP/1.1\r\nHost: a\r\n\r\n", {"path": "/b", "query": "c"}),
         (b"GET HTTPS://a HTTP/1.1\r\nHost: a\r\n\r\n", {"path": "/"}),
         (b"GET / HTTP/1.0\r\n\r\n", {"keep_alive": False}),
-        (b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", {"keep_alive": True}),
+        (b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", {"keep_alive": False}),
         (GET + b"Connection: foo , CLOSE\r\n\r\n", {"keep_alive": False}),
         (GET + b"Connection: keep-alive\r\n\r\n", {"keep_alive": True}),
         (POST + b"Content-Length: 007\r\n\r\n", {"length": 7}),

@@ -1,12 +1,15 @@
 """The worker: named histories of one job with given time and dice, then real processes that are stopped, killed and frozen."""
 
+import faulthandler
+import os
 import signal
+import time
 
 import pytest
-from conftest import NOW, accepted, delivery, until
+from conftest import NOW, SECRET, accepted, act, dead, dead_ids, delivery, fill, until
 
 import worker
-from hookq import GiveUp, Retry
+from hookq import GiveUp, Retry, config, process
 from hookq.config import Source
 from hookq.handlers import NotJson
 from hookq.job import MAX_DEATHS
@@ -18,7 +21,7 @@ SOURCE = Source(Signer("github", SCHEMES["github"]), max_attempts=3, retry_base_
 
 
 def run(handler, attempt=0, source=SOURCE):
-    lease = Lease(b"1-1", delivery(attempt=attempt), 0, False)
+    lease = Lease(b"%d-1" % (1000 * NOW), delivery(attempt=attempt), 0, False)
     return worker.attempt(lease, source, handler, "w1", lambda: NOW + 1.5, lambda: 0.5)
 
 
@@ -63,6 +66,37 @@ def test_failed_attempt_keeps_why_and_when(error, attempt, reason, delay, told):
     found = run(fail(error), attempt)
     assert (found.reason, found.delay_s, found.facts["error"]) == (reason, delay, told)
     assert found.facts["attempt"] == attempt + 1 and found.facts["wait_ms"] == 1500 and "test_worker.py" in found.facts["place"]
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+class Bare(Retry):
+    def __init__(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error", [Mute(), Bare(), OSError(b"caf\xe9".decode("utf-8", "surrogateescape")), ValueError("half \ud83d"), Retry(after_s=True)]
+)
+@pytest.mark.parametrize("attempt", [0, 2])
+def test_error_that_cannot_be_told_still_settles_its_job(store, error, attempt):
+    accepted(store)
+    found = run(fail(error), attempt)._replace(lease=store.lease(["github"], 1, 100)[0])
+    assert store.settle([found]) == [True]
+    assert store.audit()["retry"] + store.audit()["dead"] == 1 and store.orphans() == []
+
+
+def test_handler_that_returns_something_to_await_did_not_do_its_work():
+    async def handler():
+        pass
+
+    waiting = []
+    found = run(lambda _: waiting.append(handler()) or waiting[0])
+    waiting[0].close()
+    assert (found.outcome, "await" in found.facts["error"]) == ("retry", True)
 
 
 def test_attempt_of_a_source_that_is_gone_is_retried_then_no_source():
@@ -229,7 +263,7 @@ def test_job_that_kills_its_workers_is_buried_after_three_starts_and_its_neighbo
             break
         program = work()
     settled(store, done=6, dead=1, ready=0, leased=0)
-    assert [job.reason for job in store.parked("dead")] == ["killed_worker"] and store.dead_ids() == [killer]
+    assert [job.reason for job in dead(store)] == ["killed_worker"] and dead_ids(store) == [killer]
     assert sum(line.startswith(killer) for line in work.starts()) == MAX_DEATHS
 
 
@@ -310,3 +344,34 @@ def test_two_workers_run_each_job_once(store, work):
     settled(store, done=200)
     ids = [line.split()[0] for line in work.starts()]
     assert len(ids) == len(set(ids)) == 200
+
+
+def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(monkeypatch, store, tmp_path, redis_server):
+    monkeypatch.setattr(worker, "STALLED_S", 0.5)
+    settings = config.load(environ={"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "STATE_DIR": str(tmp_path)}, root=tmp_path)
+    made = worker.Worker(settings, "w1", process.Signals())
+    made.handlers["github"] = lambda _: until(lambda: time.monotonic() > begun + 1, 5)
+    begun, ended = time.monotonic(), []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    minder = worker.Minder(made)
+    accepted(store)
+    made._work(made._lease(False))
+    minder.answered_at = time.monotonic()
+    minder._watchdog()
+    faulthandler.cancel_dump_traceback_later()
+    assert ended == [] and store.audit()["done"] == 1
+
+
+def test_worker_does_its_duties_while_memory_is_full(small_redis, work):
+    store = Store(small_redis.url, "probe")
+    accepted(store, 3)
+    leases = store.lease(["github"], 3, 100)
+    store.settle([Settled(leases[0], "retry", {"attempt": 1})])
+    store.settle([Settled(leases[1], "dead", {"attempt": 1}, reason="gave_up")])
+    fill(store)
+    work(redis=small_redis)
+    until(lambda: store.audit()["done"] == 1, what="the retry is promoted and run")
+    assert store.redrive_rank(0, act()) == leases[1].delivery.id
+    until(lambda: store.audit()["done"] == 2, what="the one put back is run")
+    assert store.audit()["gap"] == 0
+    store.close()

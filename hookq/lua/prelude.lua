@@ -9,12 +9,22 @@ local function now()
   return tonumber(t[1]) + math.floor(t[2] / 1000) / 1000
 end
 
+-- Counters are for ever; of four of them each minute is also kept by itself, for two hours: the page's last 60 minutes.
+local BY_MINUTE = {accepted = true, done = true, dead = true, rejected = true}
 local counts = {}
 local function count(field, by)
   counts[field] = (counts[field] or 0) + (by or 1)
 end
 local function flush_counts()
-  for field, by in pairs(counts) do redis.call('HINCRBY', P .. 'metrics', field, by) end
+  local minute
+  for field, by in pairs(counts) do
+    redis.call('HINCRBY', P .. 'metrics', field, by)
+    if BY_MINUTE[string.match(field, '^%a+')] then
+      minute = minute or P .. 'minute:' .. math.floor(now() / 60)
+      redis.call('HINCRBY', minute, field, by)
+    end
+  end
+  if minute then redis.call('EXPIRE', minute, 7200) end
 end
 
 local function ready(source) return P .. 'ready:' .. source end
@@ -53,7 +63,45 @@ local function parked_values(id)
   return redis.call('HGET', P .. 'job:' .. id, 'source'), values
 end
 
+-- A dead letter stands in three sets, so that each kind of list can be counted and paged without reading jobs:
+-- all, those of its source, those of its cause. A cause is forgotten with its last dead letter.
+local function cause_id(source, cause) return string.sub(redis.sha1hex(source .. '\n' .. (cause or '')), 1, 8) end
+
+local function enter_dead(id, at)
+  local source, cause = unpack(redis.call('HMGET', P .. 'job:' .. id, 'source', 'cause'))
+  local cause_key = cause_id(source, cause)
+  redis.call('HSET', P .. 'causes', cause_key, source .. '\n' .. (cause or ''))
+  for _, set in ipairs({'dead', 'dead:' .. source, 'cause:' .. cause_key}) do redis.call('ZADD', P .. set, at, id) end
+end
+
+-- Returns source, time of death; nil when it is no dead letter (any more).
+local function leave_dead(id)
+  local died_at = redis.call('ZSCORE', P .. 'dead', id)
+  if not died_at then return nil end
+  local source, cause = unpack(redis.call('HMGET', P .. 'job:' .. id, 'source', 'cause'))
+  if not source then return nil end
+  local cause_key = cause_id(source, cause)
+  for _, set in ipairs({'dead', 'dead:' .. source, 'cause:' .. cause_key}) do redis.call('ZREM', P .. set, id) end
+  if redis.call('EXISTS', P .. 'cause:' .. cause_key) == 0 then redis.call('HDEL', P .. 'causes', cause_key) end
+  return source, died_at
+end
+
 -- Bounded by count, not by time: a story is kept for about as long as anybody asks for it, at about 300 bytes each.
 local function remember(event, source, id, facts)
   redis.call('XADD', P .. 'history', 'MAXLEN', '~', '10000', '*', 'event', event, 'source', source, 'id', id, 'facts', facts)
+end
+
+local function bury(source, values, facts, reason, cause, trace)
+  local id = values[2]
+  park(source, values, facts)
+  redis.call('HSET', P .. 'job:' .. id, 'reason', reason, 'cause', cause, 'trace', trace)
+  enter_dead(id, now())
+  count('dead:' .. source .. ':' .. reason)
+  remember('job.bury', source, id, facts)
+end
+
+-- What an operator did, one entry for each chunk of an act; readers add up those of one act.
+-- `who` is JSON of by (page or command), who, act (its id) and what (the selection in words).
+local function record_act(name, who, moved)
+  if moved > 0 then redis.call('XADD', P .. 'acts', 'MAXLEN', '~', '1000', '*', 'name', name, 'who', who, 'count', moved) end
 end

@@ -1,19 +1,23 @@
--- restore: the dead letters of a discarded batch are dead letters again, with the time of their death.
--- ARGV: who does it, the batch, how many at most. Returns the ids restored; call again until none are.
-local batch = P .. 'batch:' .. ARGV[2]
+-- restore: discarded jobs are dead letters again, with the time of their death.
+-- ARGV: who does it (JSON: by, who, act, what), then ids. Returns the ids that were restored.
+local who = cjson.decode(ARGV[1])
 local moved = {}
-local found = redis.call('ZRANGE', batch, 0, tonumber(ARGV[3]) - 1, 'WITHSCORES')
-for i = 1, #found, 2 do
-  local id, job = found[i], P .. 'job:' .. found[i]
-  redis.call('ZREM', batch, id)
-  if redis.call('PERSIST', job) == 1 then
-    redis.call('ZADD', P .. 'dead', found[i + 1], id)
+for i = 2, #ARGV do
+  local id, job = ARGV[i], P .. 'job:' .. ARGV[i]
+  local source, batch = unpack(redis.call('HMGET', job, 'source', 'batch'))
+  local died_at = batch and redis.call('ZSCORE', P .. 'batch:' .. batch, id)
+  if died_at then
+    redis.call('ZREM', P .. 'batch:' .. batch, id)
+    if redis.call('EXISTS', P .. 'batch:' .. batch) == 0 then redis.call('ZREM', P .. 'batches', batch) end
+    redis.call('PERSIST', job)
+    redis.call('HDEL', job, 'batch')
+    enter_dead(id, died_at)
     redis.call('HINCRBY', P .. 'ledger', 'discarded', -1)
-    count('restored:' .. ARGV[1])
-    remember('job.restore', redis.call('HGET', job, 'source'), id, cjson.encode({by = ARGV[1], batch = ARGV[2]}))
+    count('restored:' .. who.by)
+    remember('job.restore', source, id, ARGV[1])
     moved[#moved + 1] = id
   end
 end
-if #found == 0 then redis.call('ZREM', P .. 'batches', ARGV[2]) end
+record_act('restore', ARGV[1], #moved)
 flush_counts()
 return moved
