@@ -216,18 +216,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             store.close()
 
     def _overview(self, store: Store, query: str) -> str:
-        audit, beats, now = store.audit(), store.workers(), time.time()
+        audit, beats, now = dlq.audit(store, self.server.settings.state_dir), store.workers(), time.time()
         live = {name: beat for name, beat in beats.items() if now - beat["at"] < 10}
         dead = [job for _, job in dlq.jobs(store, dlq.select(store, Search(), limit=ROWS))]
         token = self.server.token(int(now // 3600))
         names = ("ready", "leased", "retry", "dead", "done", "discarded", "spooled", "accepted", "gap")
+        shown = {name: "unknown" if audit[name] is None else f"{audit[name]:,}" for name in names}
         sources = [page("source.html", name=name, ready=n["ready"], leased=n["leased"]) for name, n in sorted(audit["sources"].items())]
         return page(
             "dashboard.html",
             verdict=verdict(audit, len(live)),
             notice=parse_qs(query).get("notice", [""])[0][:200],
             risks=" ".join(store.health()[1]),
-            counts=Markup("".join(page("count.html", name=name, number=f"{audit[name]:,}") for name in names)),
+            counts=Markup("".join(page("count.html", name=name, number=number) for name, number in shown.items())),
             sources=Markup("".join(sources) or page("empty.html", text="Nothing received yet. Send one: webhookd.py --send", columns=3)),
             dead=Markup(
                 "".join(dead_rows(dead, now, token)) or page("empty.html", text="None. A job lands here when no retry can help.", columns=6)

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from hookq import dlq, log, process
 from hookq.config import EX_DECLINED, EX_GONE, EX_UNREACHABLE, EX_USAGE, VERSION, Config, add_flags, load
 from hookq.job import arrived_at
+from hookq.spool import SpoolFailed
 from hookq.store import Act, Away, Cause, Parked, Search, Store
 
 EX_INTERRUPTED, EX_PIPE = 130, 141
@@ -111,11 +112,12 @@ def main() -> None:
         made.error("--retry N counts in the whole list; with a selector, say --retry all")
     log.to_nowhere()  # the command's own output says what it did; the lines are for daemons
     try:
-        settings = process.load_or_exit(lambda: settings_of(args))
-        code = run(args, Store(args.redis_url or settings.redis_url, process.name_of("dlqctl")))
+        args.settings = process.load_or_exit(lambda: settings_of(args))
+        code = run(args, Store(args.redis_url or args.settings.redis_url, process.name_of("dlqctl")))
         sys.stdout.flush()
     except Away as error:
         print(f"Redis cannot be reached ({error}). Is webhookd running with this STATE_DIR or REDIS_URL?", file=sys.stderr)
+        print(in_spool(args.settings), file=sys.stderr)
         code = EX_UNREACHABLE
     except dlq.NoSuch as error:
         print(error, file=sys.stderr)
@@ -131,6 +133,13 @@ def main() -> None:
             print(f"Standard output cannot be written: {error.strerror}.", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it flushes at its end
     sys.exit(code)
+
+
+def in_spool(settings: Config) -> str:
+    try:
+        return f"Meanwhile deliveries go into the spool of their machine; this one's holds {dlq.spool_size(settings.state_dir)[0]:,}."
+    except SpoolFailed as error:
+        return str(error)
 
 
 def settings_of(args: argparse.Namespace) -> Config:
@@ -315,20 +324,22 @@ def write_line(store: Store, number: int, job: Parked, out: TextIO) -> bool:
 
 
 def audit(store: Store, args: argparse.Namespace) -> int:
-    found = store.audit()
-    orphans = store.orphans()
+    found = dlq.audit(store, args.settings.state_dir)
+    troubles = store.orphans()
+    if found["spool_why"]:
+        troubles.append(found["spool_why"])
+    if found["gap"]:
+        why = f"The gap is {found['gap']}: what was accepted and what is there differ."
+        troubles.append(f"{why} See README, “When the gap is not 0”.")
     names = ("accepted", "ready", "leased", "retry", "dead", "done", "discarded", "spooled", "gap")
     if args.json:
         say_json({name: found[name] for name in names})
     else:
         for name in names:
-            print(f"{name:10} {found[name]:>12,}")
-    for line in orphans:
+            print(f"{name:10} {'unknown' if found[name] is None else format(found[name], ','):>12}")
+    for line in troubles:
         print(line, file=sys.stderr)
-    if found["gap"]:
-        why = f"The gap is {found['gap']}: what was accepted and what is there differ."
-        print(f"{why} See README, “When the gap is not 0”.", file=sys.stderr)
-    return 1 if found["gap"] or orphans else 0
+    return 1 if troubles else 0
 
 
 # ---------------- how it is said

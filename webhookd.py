@@ -10,8 +10,12 @@ parses leniently (two Content-Lengths, bare CR, a body by Transfer-Encoding: eac
 without an absolute limit, answers errors so that senders do not get to read them, and wants a thread for each
 connection.
 
-Promises: 202 and 200 are sent after Redis has the delivery on disk; every refusal has its reason; memory, time and
-connections are bounded. Does not promise: to take anything while Redis is away: 503 with Retry-After.
+While Redis is away, slow past its limit, full or read-only, a turn's deliveries are committed to the spool instead, on
+this machine's disk, and drained into Redis when it is back, through the same step. What was under way when Redis
+failed goes there too: it may be in Redis already, and is then found by its job id (R6).
+
+Promises: 202 and 200 are sent after the delivery is on disk, in Redis or in the spool; every refusal has its reason;
+memory, time and connections are bounded; 503 with Retry-After only when neither can take it.
 """
 
 import argparse
@@ -35,6 +39,7 @@ from hookq.config import VERSION, Config, add_flags, load
 from hookq.job import Delivery, JobIds
 from hookq.sample import send_sample
 from hookq.signing import Rejected, verify
+from hookq.spool import Spool, SpoolFailed
 from hookq.store import Away, Intake
 from hookq.wire import BadRequest, Request
 
@@ -93,6 +98,10 @@ class Connection:
         return not (self.request or self.buffer or self.waiting or self.out)
 
 
+# A delivery on its way: who waits for the answer (None when it comes from the spool), what, and its dedupe_s.
+Waiting = tuple[Connection | None, Delivery, int]
+
+
 class Server(http.server.HTTPServer):
     """The listening socket and the loop. `run` returns when everything that was asked is answered."""
 
@@ -113,7 +122,7 @@ class Server(http.server.HTTPServer):
         self.settings = settings
         self.selector = selectors.DefaultSelector()
         self.connections: set[Connection] = set()
-        self.pending: deque[tuple[Connection, Delivery, int]] = deque()
+        self.pending: deque[Waiting] = deque()
         self.counters: Counter[str] = Counter()
         self.held = 0
         self.draining_since = self.started_at = 0.0
@@ -129,6 +138,10 @@ class Server(http.server.HTTPServer):
         self.intake = Intake(settings.redis_url, process.name_of("ingest"), self.wake)
         self.retry_at = self.flushed_at = 0.0
         self.why = ""
+        self.spool = Spool(settings.state_dir / "spool.db", settings.max_spool)
+        self.spooled = 0
+        self.spool_why = ""
+        self.draining_spool = False
         self.intake_mask = 0
 
     # ---------------- the loop
@@ -337,7 +350,9 @@ class Server(http.server.HTTPServer):
     def _readiness(self) -> tuple[int, bytes]:
         if self.draining_since:
             return 503, b"draining\n"
-        return (200, b"ok\n") if self.intake.up else (503, b"Redis is away\n")
+        if self.intake.up:
+            return 200, b"ok\n"
+        return (503, f"Redis is away. {self.spool_why}\n".encode()) if self.spool_why else (200, b"Redis is away; the spool takes all\n")
 
     def _body(self, c: Connection, request: Request) -> bool:
         """Verify the request once its body is complete."""
@@ -351,8 +366,6 @@ class Server(http.server.HTTPServer):
         found = verify(source.signer, request.fields, request.head, body, arrived_at, self.ids.make(arrived_at))
         if isinstance(found, Rejected):
             self._refuse(c, found, 401, source.signer.name, close=c.close)
-        elif not self.intake.up:
-            self._refuse(c, Rejected("overloaded", "Redis is away"), 503, source.signer.name, close=c.close)
         else:
             c.waiting = True
             c.deadline = FOREVER  # the limit of the Redis command holds now
@@ -465,24 +478,33 @@ class Server(http.server.HTTPServer):
             self.intake_mask = mask
 
     def _commit(self) -> None:
-        """Send what this turn gathered as one batch, unless enough is under way already."""
-        if not self.intake.up:
-            return
+        """Make durable what this turn gathered: in Redis as one batch, unless enough is under way already, else in the spool."""
         now = time.monotonic()
         if self.counters and (now - self.flushed_at >= 1.0 or self.draining_since):
             # Under an id of its own, so that a flush whose reply was lost is not counted twice when it is sent again.
             self.flushes.append((self.ids.make(time.time()), self.counters))
             self.counters, self.flushed_at = Counter(), now
-        if self.intake.busy or not (self.pending or self.flushes):
+        if not self.intake.up:
+            if self.pending:
+                waiting, self.pending = list(self.pending), deque()
+                self._into_spool(waiting)
             return
-        batch, size = [], 0
-        while self.pending and len(batch) < BATCH and size < BATCH_BYTES:
-            entry = self.pending.popleft()
-            batch.append(entry)
-            size += len(entry[1].body)
+        while not self.intake.busy and self.intake.up:
+            if self.pending or self.flushes:
+                batch, size = [], 0
+                while self.pending and len(batch) < BATCH and size < BATCH_BYTES:
+                    batch.append(self.pending.popleft())
+                    size += len(batch[-1][1].body)
+                self._submit(batch, [])
+            elif self.spooled and not self.draining_spool:
+                self._drain_spool()
+            else:
+                return
+
+    def _submit(self, batch: list[Waiting], rows: list[int]) -> None:
         flush = self.flushes.popleft() if self.flushes else None
         try:
-            self.intake.submit([(delivery, dedupe_s) for _, delivery, dedupe_s in batch], flush, (batch, flush))
+            self.intake.submit([(delivery, dedupe_s) for _, delivery, dedupe_s in batch], flush, (batch, rows, flush))
             self._watch_intake()
         except Away as error:
             self._redis_failed(str(error))
@@ -492,18 +514,23 @@ class Server(http.server.HTTPServer):
             if mask & selectors.EVENT_WRITE:
                 self.intake.flush()
                 self._watch_intake()
-            for (batch, _), ids in self.intake.received():
+            for (batch, rows, _), ids in self.intake.received():
                 for (c, delivery, _), id in zip(batch, ids, strict=True):
                     self._accepted(c, delivery, id)
+                if rows:
+                    self._drained_rows(rows)
         except Away as error:
             self._redis_failed(str(error))
 
-    def _accepted(self, c: Connection, delivery: Delivery, id: str) -> None:
+    def _accepted(self, c: Connection | None, delivery: Delivery, id: str) -> None:
+        """Answer a delivery that is durable. `id` is its job's: another than its own says that it is a duplicate."""
         duplicate = id != delivery.id
-        code = 200 if duplicate else 202
-        self.counters[f"http:{delivery.source}:{code}"] += 1
         if duplicate:
             log.event("delivery.duplicate", source=delivery.source, id=id, delivery_id=delivery.delivery_id, event_type=delivery.event_type)
+        if c is None:  # it was answered when the spool took it
+            return
+        code = 200 if duplicate else 202
+        self.counters[f"http:{delivery.source}:{code}"] += 1
         if c in self.connections:
             word = "duplicate" if duplicate else "accepted"
             body = b'{"status": "%s", "id": "%s", "reason": null}' % (word.encode(), id.encode())
@@ -512,20 +539,77 @@ class Server(http.server.HTTPServer):
                 self._advance(c)
 
     def _redis_failed(self, why: str) -> None:
-        """Give up the connection to Redis: whoever waits is told to come again, and a new one is made in the background."""
+        """Give up the connection to Redis: what waits goes into the spool, and a new one is made in the background."""
         log.event("redis.away", "error", why=why)
         if self.intake_mask:
             self.selector.unregister(self.intake.sock)
             self.intake_mask = 0
         tokens = self.intake.failed(why)
         self.retry_at = time.monotonic() + 0.1
-        self.flushes.extendleft(reversed([flush for _, flush in tokens if flush]))
-        waiting = [entry for batch, _ in tokens for entry in batch] + list(self.pending)
-        self.pending.clear()
+        self.draining_spool = False
+        self.flushes.extendleft(reversed([flush for _, _, flush in tokens if flush]))
+        under_way = [entry for batch, _, _ in tokens for entry in batch if entry[0]]
+        waiting, self.pending = under_way + list(self.pending), deque()
+        self._into_spool(waiting)
+
+    # ---------------- the spool
+
+    def _into_spool(self, waiting: list[Waiting]) -> None:
+        """Commit to the local disk, then answer; where that fails too, 503: never a 4xx, the sender must come again."""
+        try:
+            self.spool.accept([(delivery, dedupe_s) for _, delivery, dedupe_s in waiting])
+            self._spool_state("")
+        except SpoolFailed as error:
+            self._spool_state(str(error))
+            for c, delivery, _ in waiting:
+                if c in self.connections:
+                    self._refuse(c, Rejected("overloaded", "Redis is away, and the spool failed"), 503, delivery.source, close=c.close)
+                    self._advance(c)
+            return
+        if waiting and not self.spooled:
+            log.event("spool.begin", "warning", why="Redis is away: deliveries are kept on the local disk")
+        self.spooled += len(waiting)
+        self.counters["spooled"] += len(waiting)
         for c, delivery, _ in waiting:
-            if c in self.connections:
-                self._refuse(c, Rejected("overloaded", "Redis is away"), 503, delivery.source, close=c.close)
-                self._advance(c)
+            self._accepted(c, delivery, delivery.id)
+
+    def _spool_state(self, why: str) -> None:
+        if why != self.spool_why:
+            self.spool_why = why
+            log.event("spool.failed", "critical", why=why) if why else log.event("spool.mended")
+
+    def _drain_spool(self) -> None:
+        """Send the oldest of the spool as one batch. Another process may do the same: whoever is second changes nothing (R6)."""
+        try:
+            found = self.spool.oldest(BATCH, BATCH_BYTES)
+        except SpoolFailed as error:
+            self._spool_state(str(error))
+            self.spooled = 0  # the sweep looks again
+            return
+        if not found:
+            self.spooled = 0
+            log.event("spool.end")
+            return
+        self.draining_spool = True
+        self._submit([(None, spooled.delivery, spooled.dedupe_s) for spooled in found], [spooled.row for spooled in found])
+
+    def _drained_rows(self, rows: list[int]) -> None:
+        self.draining_spool = False
+        try:
+            self.spool.remove(rows)
+        except SpoolFailed as error:  # they stay, are drained again, and are found in Redis
+            self._spool_state(str(error))
+            self.spooled = 0  # the sweep looks again, not at once
+
+    def _look_at_spool(self) -> None:
+        """Find out what other processes, or an earlier life of this one, left in it; and whether it works again."""
+        try:
+            if self.spool_why and not self.intake.up:
+                self.spool.accept([])
+            self.spooled, _ = self.spool.size()
+            self._spool_state("")
+        except SpoolFailed as error:
+            self._spool_state(str(error))
 
     # ---------------- time
 
@@ -546,6 +630,8 @@ class Server(http.server.HTTPServer):
                 self.why = self.intake.why
                 log.event("redis.unreachable", "error", why=self.why, then="trying again")
             self.intake.start()
+        if not self.draining_spool:
+            self._look_at_spool()
         if not self.draining_since and now - self.started_at > FIRST_REDIS_S:
             self._listen(True)
 
@@ -595,6 +681,10 @@ def serve(read_settings: Callable[[], Config]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     signals = process.Signals()
     settings = process.load_or_exit(read_settings)
+    try:
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        log.event("spool.failed", "critical", why=f"STATE_DIR {settings.state_dir} cannot be made: {error.strerror}")
     try:
         server = Server(settings, inherited_socket())
     except OSError as error:

@@ -141,7 +141,7 @@ SETTINGS: Final = (
     Setting("MAX_BODY", _body_size, "25mb", "longest body that is read"),
     Setting("MAX_CONNECTIONS", _whole(1, 100_000), "2000", "open connections of one ingestion process"),
     Setting("MAX_HELD", _size, "256mb", "bytes of bodies one ingestion process holds at once"),
-    Setting("MAX_SPOOL", _size, "1gb", "reserved for the local spool"),
+    Setting("MAX_SPOOL", _size, "1gb", "bytes the local spool may keep"),
     Setting("STATE_DIR", _state_dir, "var", "sockets, logs, Redis data"),
     Setting("WEBHOOKS_FILE", _path, "webhooks.toml", "the sources"),
 )

@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from hookq import log
 from hookq.job import Delivery, Headers, header_lines
+from hookq.spool import Spool, SpoolFailed
 from hookq.store import CHUNK, Act, Cause, Parked, Search, Store
 
 # 8 characters of hex: an act is undone by typing this, so it is short; 24 h of acts do not collide.
@@ -50,6 +52,22 @@ class Story:
     parked: Parked | None
     trace: str
     events: list[dict[str, Any]]
+
+
+def audit(store: Store, state_dir: Path) -> dict[str, Any]:
+    """Return the ledger of Redis and this machine's spool together. `spooled` is None when the spool cannot be read, and
+    `spool_why` says why then: it is never called empty."""
+    found = store.audit()
+    try:
+        spooled, found["spool_bytes"] = spool_size(state_dir)
+        return {**found, "accepted": found["accepted"] + spooled, "spooled": spooled, "spool_why": ""}
+    except SpoolFailed as error:
+        return {**found, "spooled": None, "spool_bytes": None, "spool_why": str(error)}
+
+
+def spool_size(state_dir: Path) -> tuple[int, int]:
+    """Return (deliveries, bytes) of this machine's spool. Raises SpoolFailed."""
+    return Spool(state_dir / "spool.db", 0).size() if state_dir.exists() else (0, 0)
 
 
 # ---------------- select

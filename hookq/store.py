@@ -450,7 +450,7 @@ class Store:
         sources = {found[i].decode(): dict(zip(names, found[i + 1 : i + 5], strict=True)) for i in range(5, len(found), 5)}
         ready, leased = (sum(source[name] for source in sources.values()) for name in ("ready", "leased"))
         held = ready + leased + totals["retry"] + totals["dead"] + totals["done"] + totals["discarded"]
-        return {**totals, "ready": ready, "leased": leased, "spooled": 0, "gap": totals["accepted"] - held, "sources": sources}
+        return {**totals, "ready": ready, "leased": leased, "gap": totals["accepted"] - held, "sources": sources}
 
     def orphans(self) -> list[str]:
         """Return a line for each member of a set without its job, each parked job in no set, each entry that nobody will run.

@@ -11,10 +11,11 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, SECRET, free_port, request, signed, until
+from conftest import ROOT, SECRET, fill, free_port, request, signed, until
 
 import webhookd
 from hookq import config, process, wire
+from hookq.spool import Spool
 from hookq.store import Away, Store, key
 
 GOOD = "HTTP/1.1 202 Accepted"
@@ -271,51 +272,114 @@ def test_nothing_secret_is_logged(serve):
 # ---------------- Redis in trouble
 
 
-def test_redis_away_is_answered_503_and_taken_again_without_a_restart_R1(serve, private_redis):
+def spool_of(tmp_path):
+    return Spool(tmp_path / "state" / "spool.db", 0)
+
+
+def drained(store, tmp_path, **wanted):
+    """Wait until the spool is empty and the audit says what is wanted."""
+    until(lambda: spool_of(tmp_path).size() == (0, 0) and wanted.items() <= store.audit().items(), what=store.audit())
+    assert store.audit()["gap"] == 0
+
+
+def test_redis_away_goes_to_the_spool_and_is_drained_without_a_restart_R1(serve, private_redis, tmp_path):
     program, port = serve(redis=private_redis)
     assert ask(port, request())[0] == GOOD
     private_redis.stop()
-    line, headers, body = ask(port, request())
-    assert line.startswith("HTTP/1.1 503") and headers["retry-after"] and json.loads(body)["reason"] == "overloaded"
-    until(lambda: not is_ready(port))
+    assert [ask(port, request())[0] for _ in range(5)] == [GOOD] * 5
+    assert is_ready(port) and spool_of(tmp_path).size()[0] == 5
     private_redis.start()
-    until(lambda: is_ready(port))
-    assert ask(port, request())[0] == GOOD
-    assert len(program.events("redis.up")) == 2 and program.process.poll() is None
+    store = Store(private_redis.url, "probe")
+    drained(store, tmp_path, accepted=6, ready=6)
+    assert ask(port, request())[0] == GOOD and program.process.poll() is None
+    assert [len(program.events(name)) for name in ("redis.away", "redis.up", "spool.begin", "spool.end")] == [1, 2, 1, 1]
+    store.close()
 
 
-def test_frozen_redis_never_gets_a_2xx_and_is_given_up_within_its_limit_R7(serve, private_redis):
+def test_spooled_deliveries_are_drained_in_the_order_of_arrival_with_their_bytes_R3(serve, private_redis, tmp_path):
     _, port = serve(redis=private_redis)
-    private_redis.process.send_signal(signal.SIGSTOP)
-    started = time.monotonic()
-    assert ask(port, request())[0].startswith("HTTP/1.1 503")
-    assert 0.5 < time.monotonic() - started < 5
-    private_redis.process.send_signal(signal.SIGCONT)
-    until(lambda: is_ready(port))
-    assert ask(port, request())[0] == GOOD
+    private_redis.stop()
+    sent = [bytes(range(256)) * (n % 3) + str(n).encode() for n in range(150)]
+    assert {ask(port, request(body))[0] for body in sent} == {GOOD}
+    private_redis.start()
+    store = Store(private_redis.url, "w1")
+    drained(store, tmp_path, accepted=150)
+    found = [lease.delivery.body for _ in range(3) for lease in store.lease(["github"], 64, 500)]
+    assert found == sent
+    store.close()
 
 
-def test_delivery_answered_503_and_repeated_makes_one_job_R6(serve, private_redis):
+def test_frozen_redis_is_given_up_within_its_limit_and_runs_nothing_twice_R6_R7(serve, private_redis, tmp_path):
     _, port = serve(redis=private_redis)
     data = request(headers=signed(delivery_id="once"))
     private_redis.process.send_signal(signal.SIGSTOP)
-    assert ask(port, data)[0].startswith("HTTP/1.1 503")
+    started = time.monotonic()
+    assert ask(port, data)[0] == GOOD
+    assert 0.5 < time.monotonic() - started < 5
+    assert spool_of(tmp_path).size()[0] == 1
     private_redis.process.send_signal(signal.SIGCONT)  # and now it reads what was sent to it before
-    until(lambda: is_ready(port))
-    assert ask(port, data)[0][9:12] in ("200", "202")
-    probe = Store(private_redis.url, "probe")
-    assert (probe.audit()["accepted"], probe.audit()["gap"]) == (1, 0)
-    probe.close()
+    store = Store(private_redis.url, "probe")
+    drained(store, tmp_path, accepted=1, ready=1)
+    assert ask(port, data)[0][9:12] == "200"
+    store.close()
 
 
-def test_wiped_redis_goes_on_without_a_restart(serve, private_redis):
+def test_full_redis_goes_to_the_spool_until_there_is_room(serve, small_redis, tmp_path):
+    _, port = serve(redis=small_redis)
+    store = Store(small_redis.url, "probe")
+    fill(store)
+    assert ask(port, request())[0] == GOOD and spool_of(tmp_path).size()[0] == 1
+    store.redis.config_set("maxmemory", "100mb")
+    drained(store, tmp_path, accepted=1)
+    store.close()
+
+
+def test_spool_that_cannot_take_it_is_answered_503_and_never_4xx_and_mends_by_itself(serve, private_redis, tmp_path):
+    program, port = serve(redis=private_redis, MAX_SPOOL=20_000)
+    private_redis.stop()
+    answers = [ask(port, request(b"x" * 5000)) for _ in range(6)]
+    assert [line[9:12] for line, _, _ in answers] == ["202"] * 3 + ["503"] * 3
+    assert answers[-1][1]["retry-after"] and json.loads(answers[-1][2])["reason"] == "overloaded"
+    assert ask(port, b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n")[0].startswith("HTTP/1.1 503")
+    assert len(program.events("spool.failed")) == 1
+    private_redis.start()
+    store = Store(private_redis.url, "probe")
+    drained(store, tmp_path, accepted=3)
+    assert ask(port, request())[0] == GOOD and is_ready(port)
+    store.close()
+
+
+def test_killed_ingestion_leaves_its_spool_to_the_next(serve, private_redis, tmp_path):
+    program, port = serve(redis=private_redis)
+    private_redis.stop()
+    assert ask(port, request())[0] == GOOD
+    program.process.kill()
+    program.process.wait()
+    private_redis.start()
+    store = Store(private_redis.url, "probe")
+    serve(redis=private_redis)
+    drained(store, tmp_path, accepted=1)
+    store.close()
+
+
+def test_two_processes_that_drain_one_spool_make_each_job_once_R6(serve, private_redis, tmp_path):
+    ports = [serve(redis=private_redis)[1] for _ in range(2)]
+    private_redis.stop()
+    assert {ask(port, request(headers=signed(delivery_id="")))[0] for port in ports * 200} == {GOOD}
+    private_redis.start()
+    store = Store(private_redis.url, "probe")
+    drained(store, tmp_path, accepted=400, ready=400)
+    store.close()
+
+
+def test_wiped_redis_goes_on_without_a_restart_and_without_a_refusal(serve, private_redis, tmp_path):
     _, port = serve(redis=private_redis)
-    probe = Store(private_redis.url, "w1")
-    probe.redis.flushall()
-    probe.redis.script_flush()
-    codes = [until(lambda: ask(port, request())[0][9:12]), until(lambda: is_ready(port)) and ask(port, request())[0][9:12]]
-    assert codes[-1] == "202" and len(probe.lease(["github"], 9, 500)) >= 1
-    probe.close()
+    store = Store(private_redis.url, "w1")
+    store.redis.flushall()
+    store.redis.script_flush()
+    assert [ask(port, request())[0] for _ in range(2)] == [GOOD] * 2
+    drained(store, tmp_path, accepted=2, ready=2)
+    store.close()
 
 
 # ---------------- limits, in a server of this process with short times
@@ -335,7 +399,7 @@ def short(redis_server, store, monkeypatch, tmp_path):
 
     def start(**settings):
         port, asked = free_port(), Asked()
-        env = {"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "PORT": str(port), **settings}
+        env = {"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "PORT": str(port), "STATE_DIR": str(tmp_path), **settings}
         server = webhookd.Server(config.load(environ=env, root=tmp_path))
         thread = threading.Thread(target=server.run, args=(asked,))
         thread.start()
@@ -625,15 +689,14 @@ def test_half_closed_sender_of_half_a_request_is_let_go_at_once(port):
 
 
 def test_counters_of_a_flush_whose_reply_was_lost_are_counted_once(serve, private_redis):
-    _, port = serve(redis=private_redis)
+    program, port = serve(redis=private_redis)
     store = Store(private_redis.url, "probe")
     private_redis.process.send_signal(signal.SIGSTOP)
     for _ in range(7):
         assert ask(port, request(headers={}))[0].startswith("HTTP/1.1 401")
-    until(lambda: not is_ready(port))
+    program.saw("redis.away")
     private_redis.process.send_signal(signal.SIGCONT)
     until(lambda: store.metrics().get("rejected:github:missing", 0) >= 7)
-    until(lambda: is_ready(port))
     assert ask(port, request())[0] == GOOD and ask(port, request(headers={}))[0].startswith("HTTP/1.1 401")
     until(lambda: store.metrics()["rejected:github:missing"] == 8)
     store.close()
