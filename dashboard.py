@@ -1,59 +1,56 @@
 #!/usr/bin/env python3
-"""The operator's web page: what is where, what failed, and `/metrics`.
+"""The operator's web page: what is where, what failed and why, the story of each delivery, and `/metrics`.
 
 One thread for each request (`http.server.ThreadingHTTPServer`): a page is asked for by few people, and each waits
 for Redis. What strangers could abuse of http.server is replaced as in webhookd.py: heads go through the strict
 parser of hookq.wire, have a time limit, and connections end after their answer.
 
-Safe by default: a login for everything but /livez and /readyz, acts by POST only with a token from our own page, every
-value escaped, no script, and a Content-Security-Policy that says so.
+Safe by default: a login for everything but /livez and /readyz, acts by POST only, from our own pages only, every value
+escaped, script and style from two static files, and a Content-Security-Policy that says so.
+Does not promise: numbers of one moment, but those of the ledger (hookq/status.py).
 """
 
 import argparse
 import base64
 import hashlib
 import hmac
-import html
 import http.server
+import ipaddress
+import json
+import re
 import socket
-import string
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
-from hookq import dlq, log, process, wire
+from hookq import dlq, log, pages, process, status, wire
 from hookq.config import VERSION, Config, add_flags, load
 from hookq.handlers import place_of
-from hookq.store import Act, Away, Parked, Search, Store
+from hookq.spool import SpoolFailed
+from hookq.store import Act, Away, Search, Store
 
-TEMPLATES = Path(__file__).with_name("templates")
 HTML, TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
 USER = "operator"
-ROWS = 25
-MAX_FORM = 4096
-MAX_REQUESTS = 32  # at once: a page that hangs on Redis must not become a thousand threads
+MAX_FORM = 16 * 1024
+MAX_REQUESTS, MAX_STREAMS = 32, 8  # at once: pages that hang on Redis, or are left open, must not become a thousand threads
+STREAM_S, EVERY_S = 600.0, 2.0  # the browser comes again by itself; a stream without end would outlive its login
 FAILED_LOGINS, LOGIN_DELAY_S = 5, 1.0  # guesses in a row, before each further one costs a second
+SEARCH_S, DEEP_S = 0.05, 5.0  # a page answers in under 100 ms; who wants more asks for it
+TOKEN_HOURS = 12  # a form left open over a working day still counts
 HEADERS = (
     "Content-Security-Policy: default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'\r\n"
     "X-Content-Type-Options: nosniff\r\nReferrer-Policy: same-origin\r\nCache-Control: no-store\r\n"
 )
+STATIC = {"/static/app.css": "text/css; charset=utf-8", "/static/app.js": "text/javascript; charset=utf-8"}
+ACTS = ("/dashboard/retry", "/dashboard/discard", "/dashboard/restore")
+DELIVERY = re.compile(r"/dashboard/deliveries/([^/]{1,300})(/body)?")
 
 Answer = tuple[int, str, bytes, str]  # status, content type, body, extra header lines
-
-
-class Markup(str):
-    """Text that `page` has made: it is not escaped again."""
-
-
-def page(name: str, /, **values: object) -> Markup:
-    """Return templates/<name> with every value escaped, unless it is Markup. Children are rendered first, never twice."""
-    safe = {key: value if isinstance(value, Markup) else html.escape(log.printable(str(value))) for key, value in values.items()}
-    return Markup(string.Template((TEMPLATES / name).read_text()).substitute(safe))
+Form = dict[str, list[str]]
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -64,6 +61,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.settings = settings
         self.failed_logins = 0
         self.slots = threading.BoundedSemaphore(MAX_REQUESTS)
+        self.streams = threading.BoundedSemaphore(MAX_STREAMS)
         super().__init__((settings.dashboard_host, settings.dashboard_port), Handler)
 
     def server_bind(self) -> None:
@@ -73,6 +71,16 @@ class Server(http.server.ThreadingHTTPServer):
     def token(self, hour: int) -> str:
         """Return what a form must carry: other sites' pages cannot know it."""
         return hmac.new(self.settings.dashboard_password.encode(), f"form {hour}".encode(), hashlib.sha256).hexdigest()
+
+    def known(self, host: str) -> bool:
+        """Tell whether a Host is ours. A page elsewhere gets in by a name of its own that it makes resolve to us (DNS
+        rebinding), so an address is no danger, and names are known ones."""
+        name = host[: host.index("]") + 1].strip("[]") if host.startswith("[") else host.partition(":")[0]
+        try:
+            ipaddress.ip_address(name)
+            return True
+        except ValueError:
+            return name.lower() in {"localhost", self.settings.dashboard_host.lower(), *self.settings.dashboard_names}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -91,27 +99,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.slots.release()
 
     def _handle(self) -> None:
-        end = time.monotonic() + wire.HEAD_S
+        end, head_only = time.monotonic() + wire.HEAD_S, False
         try:
             request, body = self._receive(end)
-            status, kind, content, extra = self._answer(request, body)
             head_only = request.method == "HEAD"
+            answer = self._answer(request, body)
+            if answer is None:
+                return self._stream()
         except wire.BadRequest as bad:
-            status, kind, content, extra, head_only = bad.status, TEXT, f"{bad}.\n".encode(), "", False
+            answer = bad.status, TEXT, f"{bad}.\n".encode(), ""
         except OSError:
             raise
         except Exception as error:  # a fault of ours: told in the log, with its place, and as a sentence here
             log.event("page.failed", "error", error=repr(error), place=place_of(error))
-            status, kind, content, extra, head_only = 500, TEXT, b"This page failed; its log says why.\n", "", False
-        date = self.date_time_string()
-        reply = wire.reply(status, content, kind, date, extra=HEADERS + extra, close=True, head_only=head_only)
+            answer = 500, TEXT, b"This page failed; its log says why.\n", ""
+        code, kind, content, extra = answer
         self.connection.settimeout(wire.WRITE_S)
-        self.connection.sendall(reply)
+        date = self.date_time_string()
+        self.connection.sendall(wire.reply(code, content, kind, date, extra=HEADERS + extra, close=True, head_only=head_only))
         self.connection.shutdown(socket.SHUT_WR)
         self.connection.settimeout(0.2)  # read what is left, so that the answer is not reset away
         for _ in range(16):
             if not self.connection.recv(65536):
-                return
+                return None
+        return None
 
     def _receive(self, end: float) -> tuple[wire.Request, bytes]:
         data = b""
@@ -135,31 +146,51 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise ConnectionResetError
         return data
 
+    def _stream(self) -> None:
+        """Send the numbers every 2 s, as server-sent events (HTML standard, section 9.2), until the browser goes."""
+        if not self.server.streams.acquire(blocking=False):
+            full = wire.reply(503, b"Too many pages are live.\n", TEXT, self.date_time_string(), extra=HEADERS, close=True)
+            self.connection.sendall(full)
+            return
+        try:
+            self.connection.settimeout(wire.WRITE_S)
+            head = f"HTTP/1.1 200 OK\r\nServer: webhookd\r\nContent-Type: text/event-stream\r\n{HEADERS}Connection: close\r\n\r\n"
+            self.connection.sendall(f"{head}retry: 5000\n\n".encode())
+            end = time.monotonic() + STREAM_S
+            while time.monotonic() < end:
+                self.connection.sendall(f"data: {json.dumps(self._news())}\n\n".encode())
+                time.sleep(EVERY_S)
+        finally:
+            self.server.streams.release()
+
+    def _news(self) -> dict[str, Any]:
+        store = self._store()
+        try:
+            found = status.gather(store, self.server.settings.state_dir)
+            level, clauses = status.verdict(found)
+            texts = {key: number for key, (_, number, _) in status.numbers(found).items()}
+            texts |= {f"{key}-note": note for key, (_, _, note) in status.numbers(found).items()}
+            return {"level": level, "verdict": clauses, "numbers": texts}
+        except Away as error:
+            return {"level": "bad", "verdict": [(f"Redis is away: {error}", "/dashboard")], "numbers": {}}
+        finally:
+            store.close()
+
     # ---------------- who may
 
-    def _answer(self, request: wire.Request, body: bytes) -> Answer:
+    def _answer(self, request: wire.Request, body: bytes) -> Answer | None:
+        """Return the answer, or None for the stream of events."""
         if request.path in ("/livez", "/readyz"):
             return self._health(request.path)
-        if not self._known(request.fields.get("host", "")):
-            return 421, TEXT, b"This Host is not known here: open the page by the address it is bound to.\n", ""
+        if not self.server.known(request.fields.get("host", "")):
+            return 421, TEXT, b"This Host is not known here: open the page by its address, or add the name to DASHBOARD_NAMES.\n", ""
         if not self._logged_in(request.fields.get("authorization", "")):
-            return (
-                401,
-                TEXT,
-                b"The login is user operator, with DASHBOARD_PASSWORD of .env.\n",
-                'WWW-Authenticate: Basic realm="webhookd"\r\n',
-            )
+            how = b"The login is user operator, with DASHBOARD_PASSWORD of .env.\n"
+            return 401, TEXT, how, 'WWW-Authenticate: Basic realm="webhookd", charset="UTF-8"\r\n'
         try:
             return self._route(request, body)
         except Away as error:
-            return 503, HTML, page("away.html", why=str(error)).encode(), "Refresh: 5\r\n"
-
-    def _known(self, host: str) -> bool:
-        """Tell whether the Host is ours: a foreign name that resolves to us is how a page elsewhere would get in."""
-        settings = self.server.settings
-        name, _, port = host.rpartition(":") if ":" in host else (host, "", "")
-        bound = settings.dashboard_host
-        return bound == "0.0.0.0" or (name or port) in (bound, "localhost", "127.0.0.1")  # noqa: S104
+            return 503, HTML, self._away(str(error)), "Refresh: 5\r\n"
 
     def _logged_in(self, given: str) -> bool:
         expected = base64.b64encode(f"{USER}:{self.server.settings.dashboard_password}".encode())
@@ -174,14 +205,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.failed_logins = 0
         return good
 
-    def _own_form(self, request: wire.Request, form: dict[str, list[str]]) -> bool:
-        """Tell whether our own page sent this form, by what the browser says of it and by its token."""
-        fields = request.fields
-        site, origin = fields.get("sec-fetch-site"), fields.get("origin")
-        if site not in (None, "same-origin") or (origin is not None and origin.partition("://")[2] != fields.get("host")):
+    def _own_form(self, request: wire.Request, form: Form) -> bool:
+        """Tell whether our own page sent this form, by what the browser says of it and by its token. `Sec-Fetch-Site` is
+        missing on plain HTTP from another machine, `Origin` from old browsers: the token is asked for in any case."""
+        site, origin = request.fields.get("sec-fetch-site"), request.fields.get("origin")
+        if site not in (None, "same-origin") or (origin is not None and origin.partition("://")[2] != request.fields.get("host")):
             return False
-        hour, given = int(time.time() // 3600), form.get("token", [""])[0].encode()
-        return any(hmac.compare_digest(given, self.server.token(hour - n).encode()) for n in range(12))
+        hour, given = int(time.time() // 3600), first(form, "token").encode()
+        return any(hmac.compare_digest(given, self.server.token(hour - n).encode()) for n in range(TOKEN_HOURS))
 
     # ---------------- what
 
@@ -193,106 +224,154 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return 503, TEXT, b"Redis is away\n", ""
         return 200, TEXT, b"ok\n", ""
 
-    def _route(self, request: wire.Request, body: bytes) -> Answer:
-        acts = {"/dashboard/retry", "/dashboard/discard", "/dashboard/restore"}
-        pages = {"/dashboard", "/metrics", "/static/app.css"}
-        if request.path == "/":
+    def _store(self) -> Store:
+        return Store(self.server.settings.redis_url, process.name_of("dashboard"), timeout_s=2.0)
+
+    def _frame(self, query: Form, now: float) -> pages.Frame:
+        return pages.Frame(self.server.token(int(time.time() // 3600)), first(query, "notice")[:300], now)
+
+    def _away(self, why: str) -> bytes:
+        try:
+            kept = f"Deliveries go into the spool meanwhile; this machine's holds {dlq.spool_size(self.server.settings.state_dir)[0]:,}."
+        except SpoolFailed as error:
+            kept = str(error)
+        then = "Look at `supervisorctl -c supervisord.conf status` and at redis.log. This page tries again every 5 seconds."
+        return pages.page("message", title="Redis is away", text=f"It cannot be asked what is where: {why}. {kept}", then=then)
+
+    def _route(self, request: wire.Request, body: bytes) -> Answer | None:
+        path = request.path
+        if path in ("/", "/dashboard/"):
             return 303, TEXT, b"", "Location: /dashboard\r\n"
-        if request.path not in acts | pages:
+        if path == "/favicon.ico":  # browsers ask by themselves; there is none
+            return 204, TEXT, b"", ""
+        delivery = DELIVERY.fullmatch(path)
+        if not delivery and path not in ("/dashboard", "/dashboard/dead", "/dashboard/events", "/metrics", *STATIC, *ACTS):
             return 404, TEXT, b"There is nothing here; the page is /dashboard.\n", ""
-        wanted = ("POST",) if request.path in acts else ("GET", "HEAD")
+        wanted = ("POST",) if path in ACTS else ("GET", "HEAD")
         if request.method not in wanted:
             return 405, TEXT, f"Only {wanted[0]} is possible here.\n".encode(), f"Allow: {', '.join(wanted)}\r\n"
-        if request.path == "/static/app.css":
-            return 200, "text/css; charset=utf-8", (TEMPLATES / "app.css").read_bytes(), ""
-        store = Store(self.server.settings.redis_url, process.name_of("dashboard"), timeout_s=2.0)
+        if path in STATIC:
+            return self._static(request)
+        if path == "/dashboard/events" and request.method == "GET":
+            return None
+        query = parse_qs(request.query, max_num_fields=50)
+        store = self._store()
         try:
-            if request.path == "/metrics":
+            if path in ACTS:
+                return self._act(store, request, parse_qs(body.decode("utf-8", "replace"), max_num_fields=200))
+            if path == "/metrics":
                 return 200, "text/plain; version=0.0.4; charset=utf-8", "".join(metrics(store)).encode(), ""
-            if request.path == "/dashboard":
-                return 200, HTML, self._overview(store, request.query).encode(), ""
-            return self._act(store, request, body)
+            if path == "/dashboard/dead":
+                return self._dead(store, query)
+            if delivery:
+                return self._delivery(store, unquote(delivery[1], errors="replace"), bool(delivery[2]), query)
+            found = status.gather(store, self.server.settings.state_dir)
+            return 200, HTML, pages.overview(found, self._frame(query, found.now)), ""
         finally:
             store.close()
 
-    def _overview(self, store: Store, query: str) -> str:
-        audit, beats, now = dlq.audit(store, self.server.settings.state_dir), store.workers(), time.time()
-        live = {name: beat for name, beat in beats.items() if now - beat["at"] < 10}
-        dead = [job for _, job in dlq.jobs(store, dlq.select(store, Search(), limit=ROWS))]
-        token = self.server.token(int(now // 3600))
-        names = ("ready", "leased", "retry", "dead", "done", "discarded", "spooled", "accepted", "gap")
-        shown = {name: "unknown" if audit[name] is None else f"{audit[name]:,}" for name in names}
-        sources = [page("source.html", name=name, ready=n["ready"], leased=n["leased"]) for name, n in sorted(audit["sources"].items())]
-        return page(
-            "dashboard.html",
-            verdict=verdict(audit, len(live)),
-            notice=parse_qs(query).get("notice", [""])[0][:200],
-            risks=" ".join(store.health()[1]),
-            counts=Markup("".join(page("count.html", name=name, number=number) for name, number in shown.items())),
-            sources=Markup("".join(sources) or page("empty.html", text="Nothing received yet. Send one: webhookd.py --send", columns=3)),
-            dead=Markup(
-                "".join(dead_rows(dead, now, token)) or page("empty.html", text="None. A job lands here when no retry can help.", columns=6)
-            ),
-            workers=Markup(
-                "".join(worker_rows(live, now))
-                or page("empty.html", text="Nothing is taking jobs. Start: supervisorctl start worker:*", columns=4)
-            ),
-            shown=len(dead),
-            total=audit["dead"],
-            version=VERSION,
-        )
+    def _static(self, request: wire.Request) -> Answer:
+        content = (pages.TEMPLATES / request.path.rpartition("/")[2]).read_bytes()
+        tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        extra = f"ETag: {tag}\r\n"
+        if request.fields.get("if-none-match") == tag:
+            return 304, STATIC[request.path], b"", extra
+        return 200, STATIC[request.path], content, extra
 
-    def _act(self, store: Store, request: wire.Request, body: bytes) -> Answer:
+    def _dead(self, store: Store, query: Form) -> Answer:
+        texts = {name: first(query, name) for name in ("q", "source", "cause", "since", "until", "error", "type")}
+        given = first(query, "page") or "1"
+        number, now = int(given) if re.fullmatch(r"[1-9][0-9]{0,6}", given) else 1, store.now()
+        try:
+            search = search_of(texts, now)
+        except dlq.Nonsense as error:
+            back = pages.part("link", href="/dashboard/dead", text="All dead letters")
+            return 400, HTML, pages.page("message", title="Dead letters", text=str(error), then=back), ""
+        within_s = DEEP_S if first(query, "deep") else SEARCH_S
+        selected = dlq.select(store, search, (number - 1) * pages.ROWS, pages.ROWS + 1, newest=True, within_s=within_s)
+        chosen = list(dlq.jobs(store, selected))
+        return 200, HTML, pages.dead_list(chosen, selected, store.audit(), texts, number, self._frame(query, now)), ""
+
+    def _delivery(self, store: Store, id: str, download: bool, query: Form) -> Answer:
+        try:
+            found = dlq.story(store, id)
+        except dlq.NoSuch as error:
+            return 404, HTML, pages.page("message", title="No such delivery", text=str(error), then=""), ""
+        if not download:
+            return 200, HTML, pages.delivery(found, first(query, "view"), self._frame(query, store.now())), ""
+        if found.delivery is None:
+            return 404, TEXT, f"The body is not kept any more: the job is {found.state}.\n".encode(), ""
+        return 200, "application/octet-stream", found.delivery.body, f'Content-Disposition: attachment; filename="{found.id}.bin"\r\n'
+
+    def _act(self, store: Store, request: wire.Request, form: Form) -> Answer:
         """Do what the form says, then send the browser back with a notice: a reload of the page repeats nothing."""
-        form = parse_qs(body.decode("utf-8", "replace"), max_num_fields=20)
         if not self._own_form(request, form):
             return 403, TEXT, b"This form did not come from a page of this dashboard, or is over 11 hours old: reload the page.\n", ""
-        act, id = request.path.rpartition("/")[2], form.get("id", [""])[0]
+        verb, act = request.path.rpartition("/")[2], dlq.actor("page", f"{USER} from {self.client_address[0]}")
+        back = "/dashboard/dead" if "scope" in form or "only" in form else "/dashboard"
+        if first(form, "back"):
+            back = f"/dashboard/deliveries/{wire.quoted(first(form, 'back'))}"
         try:
-            notice = act_on(store, act, id, dlq.actor("page", f"{USER} from {self.client_address[0]}"))
-        except dlq.NoSuch as error:
+            if verb != "restore" and first(form, "scope") == "match" and not first(form, "only"):
+                asked = self._ask(store, verb, form)
+                if asked:
+                    return asked
+            notice = do(store, verb, form, act)
+        except (dlq.NoSuch, dlq.Nonsense) as error:
             notice = str(error)
-        return 303, TEXT, b"", f"Location: /dashboard?notice={wire.quoted(notice)}\r\n"
+        return 303, TEXT, b"", f"Location: {back}?notice={wire.quoted(notice)}\r\n"
+
+    def _ask(self, store: Store, verb: str, form: Form) -> Answer | None:
+        """Return the page that asks before an act on all that match, None when it has been asked."""
+        if first(form, "confirm"):
+            return None
+        now = store.now()
+        texts = {name: first(form, name) for name in ("q", "source", "cause", "since")}
+        search = search_of(texts, now)._replace(until=now)
+        ids = list(dlq.select(store, search, limit=dlq.PAGE_LIMIT).numbers)
+        if not ids:
+            raise dlq.NoSuch("None match any more.")
+        ends = store.parked([ids[0], *ids[1:][-4:]])
+        if not ends:
+            raise dlq.NoSuch("Somebody else has just moved these: look again.")
+        return 200, HTML, pages.confirm(verb, ids, ends, search, texts, self._frame({}, now)), ""
 
     def log_message(self, *_: Any) -> None:
         """http.server's own lines have another form; acts and refusals are logged where they happen."""
 
 
-def act_on(store: Store, verb: str, id: str, act: Act) -> str:
-    """Do one act of the page on a whole id (restore: on a batch); return what was done. Raises NoSuch."""
+def first(form: Form, name: str) -> str:
+    return form.get(name, [""])[0]
+
+
+def search_of(texts: dict[str, str], now: float) -> Search:
+    """Return what the page's filter selects; `q` is its search field. Raises Nonsense."""
+    return dlq.search_of({**texts, "text": texts.get("q", ""), "event_type": texts.get("type", "")}, now)
+
+
+def do(store: Store, verb: str, form: Form, act: Act) -> str:
+    """Do one act of the page; return what was done. Raises NoSuch, Nonsense."""
     if verb == "restore":
-        batch, moved = dlq.restore(store, id, act)
-        return f"Restored {len(moved)} of batch {batch}."
-    moved = (dlq.retry if verb == "retry" else dlq.discard)(store, Search(ids=(id,)), act)
+        if first(form, "only"):
+            return f"Restored {dlq.restore_one(store, first(form, 'only'), act)}."
+        batch, moved = dlq.restore(store, first(form, "batch"), act)
+        return f"Restored {dlq.counted(len(moved))} of batch {batch}."
+    ids = tuple(form["only"][:1] if first(form, "only") else form.get("id", []))
+    if ids or first(form, "scope") != "match":
+        search = Search(ids=ids)
+        if not ids:
+            raise dlq.NoSuch("None was ticked.")
+    else:
+        texts = {name: first(form, name) for name in ("q", "source", "cause", "since", "until")}
+        search = search_of(texts, store.now())
+    moved = (dlq.retry if verb == "retry" else dlq.discard)(store, search, act, dlq.PAGE_LIMIT)
     if not moved:
-        raise dlq.NoSuch(f"{log.printable(id) or 'That'} is no dead letter any more: somebody else has put it back or discarded it.")
-    return f"Put back {id}." if verb == "retry" else f"Discarded {id} (batch {act.act}; back: dlqctl --undo {act.act})."
-
-
-# ---------------- parts of the page
-
-
-def verdict(audit: dict[str, Any], workers: int) -> str:
-    """Return one sentence, always true, the worst first."""
-    if audit["gap"]:
-        return f"The ledger's gap is {audit['gap']}: what was accepted and what is there differ."
-    if not workers:
-        return f"No workers are running and {audit['ready']:,} jobs are ready."
-    dead = f"{dlq.counted(audit['dead'])}." if audit["dead"] else "No dead letters."
-    return f"{workers} worker{'' if workers == 1 else 's'} up. {audit['ready']:,} ready. {dead}"
-
-
-def dead_rows(dead: list[Parked], now: float, token: str) -> Iterator[str]:
-    for job in dead:
-        facts = {"id": job.id, "source": job.source, "event_type": job.event_type, "attempts": job.attempt}
-        yield page("dead.html", **facts, age=dlq.age(now - job.at), error=dlq.why(job)[:300], token=token)
-
-
-def worker_rows(live: dict[str, dict[str, Any]], now: float) -> Iterator[str]:
-    for name, beat in sorted(live.items()):
-        job = beat.get("job")
-        hand = f"{job['id']} for {job['for_s']} s" if job else "idle"
-        yield page("worker.html", name=name, pid=beat["pid"], up=int(now - beat["started_at"]), hand=hand)
+        raise dlq.NoSuch("No dead letter any more: somebody else has put back or discarded what was chosen.")
+    named = moved[0] if len(moved) == 1 else dlq.counted(len(moved))
+    left = f" {len(ids) - len(moved)} were no dead letters any more." if len(ids) > len(moved) else ""
+    if verb == "retry":
+        return f"Put back {named}.{left}"
+    return f"Discarded {named} (batch {act.act}).{left} They can be restored for 24 h, below on the overview or by dlqctl --undo {act.act}."
 
 
 COUNTERS = {  # in Redis: <name>:<label value>[:<label value>]

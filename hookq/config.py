@@ -74,6 +74,10 @@ def _host(text: str) -> str:
     return text
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(_host(name.strip()).lower() for name in text.split(",") if name.strip())
+
+
 def _secret(text: str) -> str:
     if len(text) < MIN_SECRET:
         raise ValueError(f"at least {MIN_SECRET} characters; `openssl rand -hex 32` makes a good one")
@@ -133,6 +137,7 @@ SETTINGS: Final = (
     Setting("DASHBOARD_HOST", _host, "127.0.0.1", "where the dashboard listens"),
     Setting("DASHBOARD_PORT", _whole(1, 65535), "7001", "where the dashboard and /metrics listen"),
     Setting("DASHBOARD_PASSWORD", _password, "", "HTTP Basic, user operator", secret=True),
+    Setting("DASHBOARD_NAMES", _names, "", "further host names the dashboard is opened by, such as a proxy's"),
     Setting("REDIS_URL", _redis_url, "", "nothing: the embedded Redis", secret=True),
     Setting("REDIS_MAXMEMORY", _size, "1gb", "of the embedded Redis"),
     Setting("INGEST_PROCESSES", _whole(1, 64), "2", "ingestion processes"),
@@ -170,6 +175,7 @@ class Config:
     port: int
     dashboard_host: str
     dashboard_port: int
+    dashboard_names: tuple[str, ...]
     redis_maxmemory: int
     ingest_processes: int
     workers: int

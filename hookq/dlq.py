@@ -16,12 +16,13 @@ from typing import Any, Final, NamedTuple
 from hookq import log
 from hookq.job import Delivery, Headers, header_lines
 from hookq.spool import Spool, SpoolFailed
-from hookq.store import CHUNK, Act, Cause, Parked, Search, Store
+from hookq.store import CHUNK, NEVER, Act, Cause, Parked, Search, Store
 
 # 8 characters of hex: an act is undone by typing this, so it is short; 24 h of acts do not collide.
 ACT_BYTES: Final = 4
 # Headers that could let somebody in.
 HIDDEN: Final = re.compile(r"authorization|cookie|signature|token|secret|-key$")
+PAGE_LIMIT: Final = 1000  # moved by one act of the page: what a browser waits for, and a person can oversee
 UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -81,7 +82,7 @@ def search_of(texts: Mapping[str, str], now: float, ids: tuple[str, ...] = ()) -
         raise Nonsense(f"{log.printable(cause)} is no cause: they have 8 characters, and `dlqctl --view --by-cause` lists them.")
     return Search(
         source=texts.get("source", ""), cause=cause, event_type=texts.get("event_type", ""), error=texts.get("error", ""),
-        text=texts.get("text", ""), since=when(since, now) if since else 0.0, until=when(until, now) if until else 1e12, ids=ids,
+        text=texts.get("text", ""), since=when(since, now) if since else 0.0, until=when(until, now) if until else NEVER, ids=ids,
     )  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def when(text: str, now: float) -> float:
 def words(search: Search) -> str:
     """Return the selection in words, for the list of acts and for questions."""
     told = [f"{name} {value}" for name, value in search._asdict().items() if value and name not in ("since", "until", "ids")]
-    told += [f"{name} {stamp(at)}" for name, at in (("since", search.since), ("until", search.until)) if 0 < at < 1e12]
+    told += [f"{name} {stamp(at)}" for name, at in (("since", search.since), ("until", search.until)) if 0 < at < NEVER]
     told += [f"{len(search.ids)} by id"] if search.ids else []
     return ", ".join(told).replace("event_type", "event type") or "all"
 

@@ -47,6 +47,10 @@ REASONS: Final = ("max_attempts", "gave_up", "not_json", "killed_worker", "no_so
 # The third death makes a dead letter: once is bad luck, twice is suspicious, and every further start costs a worker.
 MAX_DEATHS: Final = 3
 
+# Ids count from 2020: 50 bits of microseconds then last until 2055.
+ID_EPOCH: Final = 1_577_836_800
+ID_LENGTH: Final = 16
+
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base32 in lower case: no i, l, o, u to misread
 
 
@@ -63,18 +67,18 @@ class JobIds:
 
     def make(self, now: float) -> str:
         """Return the id of a job that arrived at `now` (unix seconds)."""
-        self._last = max(int(now * 1e6), self._last + 1)
+        self._last = max(int((now - ID_EPOCH) * 1e6), self._last + 1)
         return _base32(self._last, 10) + self._tail
 
 
 def arrived_at(begin: str) -> float | None:
     """Return the earliest arrival (unix seconds) of jobs whose id begins so, or None when no id does."""
-    if len(begin) > 16 or not set(begin) <= set(_ALPHABET):
+    if len(begin) > ID_LENGTH or not set(begin) <= set(_ALPHABET):
         return None
     number = 0
     for character in begin[:10].ljust(10, "0"):
         number = number << 5 | _ALPHABET.index(character)
-    return number / 1e6
+    return ID_EPOCH + number / 1e6
 
 
 def cause_of(reason: str, error: BaseException | None, place: str) -> str:

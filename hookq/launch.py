@@ -24,13 +24,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hookq import process, programs
+from hookq import log, process, programs
 from hookq.config import EX_SETTINGS, VERSION, Config, Invalid, load
 from hookq.store import Away, Store
 
 PORT_WAIT_S = 15.0  # a stack that is just stopping needs a moment to let go
 SETTLED_S = 1.5  # after which supervisord has started all its children
 SLOW_S = 5.0  # until it says what it is waiting for
+FOLLOW_S, FOLLOWED = 0.5, 20  # how often it is looked at what happened, and how many lines are said of that
 READY_S = 60.0  # Redis reads its file first: a gigabyte of it takes about ten seconds
 MADE = ("WEBHOOK_SECRET", "DASHBOARD_PASSWORD")
 
@@ -67,6 +68,7 @@ def run() -> None:
     stopping = forward_signals(supervisor)
     if ready(settings, supervisor, stopping):
         banner(settings, made)
+        follow(settings, supervisor)
     code = supervisor.wait()
     lock.close()
     if not stopping:
@@ -233,6 +235,38 @@ def banner(settings: Config, made: dict[str, str]) -> None:
     say(f"              {prefix}.venv/bin/python webhookd.py --send --fail    one that ends as a dead letter")
     say(f"  Operate     {prefix}.venv/bin/dlqctl --view        .venv/bin/supervisorctl -c supervisord.conf{here} status")
     say("  Ctrl-C stops everything; the job in hand is finished first.\n")
+
+
+def follow(settings: Config, supervisor: "subprocess.Popen[bytes]") -> None:
+    """Say what happens to deliveries, a line each, until supervisord ends; not more than a person can read."""
+    store, last = Store(settings.redis_url, "launch", timeout_s=2.0), b""
+    while supervisor.poll() is None:
+        try:
+            newest, events = store.events_after(last, FOLLOWED + 1)
+            for id, event in events[:FOLLOWED]:
+                for line in told(id, event):
+                    say(f"{time.strftime('%H:%M:%S', time.localtime(event['at']))}  {line}")
+            if len(events) > FOLLOWED:
+                say("          …  more than can be shown: see the dashboard")
+            last = newest
+        except Away:
+            pass  # the processes say so in their logs, and the page
+        time.sleep(FOLLOW_S)
+
+
+def told(id: str, event: dict[str, Any]) -> list[str]:
+    """Return the lines of one event: --> for what came in, <-- for what became of it."""
+    words = {"job.complete": "done", "job.reschedule": "retry", "job.bury": "dead"}
+    if event["event"] not in words:
+        return []
+    named = f"{event['source']}  {log.printable(event.get('event_type', ''))}  {id}"
+    attempt = f"{event.get('attempt', 0)}/{event.get('of', '?')}"
+    line = f"<--  {named}  {words[event['event']]:5}  {attempt}  {event.get('run_ms', 0):g} ms"
+    if event.get("error"):
+        line += f"  {log.printable(event['error'])[:120]}"
+    if event["event"] == "job.bury":
+        line += f"   .venv/bin/dlqctl --show {id}"
+    return [f"-->  {named}  accepted", line] if event.get("attempt") == 1 else [line]
 
 
 def describe_redis(settings: Config) -> tuple[str, list[str]]:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # What a fresh Debian or Ubuntu lacks: python3-venv, redis-server. Installed with apt-get where that is allowed, else
-# one sentence says what to type. Used by the Makefile: setup.sh venv PYTHON | setup.sh redis
+# one sentence says what to type. Used by the Makefile: setup.sh venv PYTHON | setup.sh redis | setup.sh browser (for the browser test, which is skipped without)
 set -eu
 
 install() {
@@ -30,4 +30,5 @@ venv)
     "$2" -m venv .venv
     ;;
 redis) install redis-server ;;
+browser) command -v chromium >/dev/null || install chromium ;;
 esac

@@ -13,6 +13,7 @@
     {hookq}:batch:<act>            ZSET    job id → died at, of what one act discarded                  24 h
     {hookq}:ledger                 HASH    accepted, done, discarded: they move with the jobs           never
     {hookq}:metrics                HASH    counters: <name>:<source>[:<label>]                          never
+    {hookq}:last                   HASH    the same names → when they were raised last                  never
     {hookq}:minute:<minute>        HASH    the same of one minute: accepted, done, dead, rejected       2 h
     {hookq}:history                STREAM  what was done lately, without bodies; about 10,000           by count
     {hookq}:recent                 LIST    id, source, event type of the deliveries accepted last; 25   by count
@@ -50,7 +51,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry as ClientRetry
 
-from hookq.job import MAX_DEATHS, Delivery, arrived_at
+from hookq.job import ID_LENGTH, MAX_DEATHS, Delivery, arrived_at
 
 PREFIX: Final = "{hookq}:"
 GROUP: Final = "workers"
@@ -131,6 +132,9 @@ class Act(NamedTuple):
     what: str = ""
 
 
+NEVER: Final = 1e12  # of a time: long after everything
+
+
 class Search(NamedTuple):
     """Which dead letters are meant; what is empty matches all. Times are unix seconds, `ids` whole ids.
 
@@ -143,7 +147,7 @@ class Search(NamedTuple):
     error: str = ""
     text: str = ""
     since: float = 0.0
-    until: float = 1e12
+    until: float = NEVER
     ids: tuple[str, ...] = ()
 
 
@@ -518,6 +522,9 @@ class Store:
                 if self.redis.exists(key("job", begin)):
                     found[begin] = "discarded"
                 for state in ("retry", "dead"):
+                    if len(begin) >= ID_LENGTH:  # a whole one: no need to look through all
+                        found |= {begin: state} if self.redis.zscore(key(state), begin) is not None else {}
+                        continue
                     for id, _ in self.redis.zscan_iter(key(state), match=_glob(begin) + "*", count=1000):
                         found[id.decode()] = state
                 for source, entry, id in self._entries(begin):
@@ -577,6 +584,13 @@ class Store:
             found = self.redis.xrevrange(key("history"), count=count)
         return [_event(entry, v[b"event"], v[b"source"], v[b"id"], v[b"facts"]) for entry, v in found]
 
+    def events_after(self, entry: bytes, count: int) -> tuple[bytes, list[tuple[str, dict[str, Any]]]]:
+        """Return the last entry of the history, and (id, event) of those after `entry`, the oldest first; none after b""."""
+        with _reaching():
+            last = self.redis.xrevrange(key("history"), count=1)
+            found = self.redis.xrange(key("history"), b"(" + entry, "+", count=count) if entry else []
+        return last[0][0] if last else b"0-0", [_event(e, v[b"event"], v[b"source"], v[b"id"], v[b"facts"]) for e, v in found]
+
     def recent(self) -> list[tuple[str, str, str]]:
         """Return (id, source, event type) of the deliveries accepted last, the latest first."""
         with _reaching():
@@ -606,6 +620,22 @@ class Store:
                 pipe.hgetall(key("minute", str(minute)))
             found = pipe.execute()
         return [(m, {name.decode(): int(n) for name, n in row.items()}) for m, row in zip(wanted, found, strict=True)]
+
+    def last(self) -> dict[str, float]:
+        """Return when the counters of the minutes were raised last, by name, in unix seconds."""
+        with _reaching():
+            return {name.decode(): float(at) for name, at in self.redis.hgetall(key("last")).items()}
+
+    def states(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return id → retry or dead, "" for a job that is neither."""
+        with _reaching():
+            pipe = self.redis.pipeline(transaction=False)
+            for id in ids:
+                pipe.zscore(key("retry"), id)
+                pipe.zscore(key("dead"), id)
+            found = pipe.execute()
+        rows = zip(ids, found[::2], found[1::2], strict=True)
+        return {id: "retry" if retry is not None else "dead" if dead is not None else "" for id, retry, dead in rows}
 
     def now(self) -> float:
         """Return the time by Redis' clock, unix seconds: the one that dead letters are dated by."""

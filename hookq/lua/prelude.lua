@@ -22,6 +22,7 @@ local function flush_counts()
     if BY_MINUTE[string.match(field, '^%a+')] then
       minute = minute or P .. 'minute:' .. math.floor(now() / 60)
       redis.call('HINCRBY', minute, field, by)
+      redis.call('HSET', P .. 'last', field, now())
     end
   end
   if minute then redis.call('EXPIRE', minute, 7200) end

@@ -1,0 +1,336 @@
+"""The markup of the page: templates, escaping, and what each page is made of. Pure but for reading the templates.
+
+Rules: `page` and `part` escape every value unless it is Markup that they made; children are rendered first and passed as
+values, never rendered twice, so that `$name` in a body stays what it is; attributes are always quoted; script and style
+stand in static files only. Whatever is not printable is shown as an escape.
+"""
+
+import functools
+import html
+import json
+import re
+import string
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
+
+from hookq import dlq, log
+from hookq.config import VERSION
+from hookq.job import Delivery, arrived_at
+from hookq.programs import Program
+from hookq.status import Status, by_source, millis, numbers, plural, seconds, times, verdict
+from hookq.store import NEVER, Cause, Parked, Search
+
+TEMPLATES: Final = Path(__file__).parent.parent / "templates"
+ROWS: Final = 25
+SHOWN_BODY: Final = 64 * 1024  # bytes; the rest by download
+SHOWN_HEX: Final = 4 * 1024
+MAX_PRETTY: Final = 1 << 20  # to indent JSON takes 20 times its size, and a page must not
+
+
+class Markup(str):
+    """Text that this module has made: it is not escaped again."""
+
+
+class Frame(NamedTuple):
+    """What every page needs: the token of its forms, what the last act said, and the time by Redis' clock."""
+
+    token: str
+    notice: str
+    now: float
+
+
+EMPTY_DEAD: Final = "None. A job lands here after its last attempt failed, or at once when no retry can help."
+EMPTY_RECENT: Final = "Nothing received yet. Send one: .venv/bin/python webhookd.py --send"
+EMPTY_WORKERS: Final = "Nothing is taking jobs. Start: .venv/bin/supervisorctl -c supervisord.conf start worker:*"
+
+
+@functools.cache
+def _template(name: str) -> string.Template:
+    return string.Template((TEMPLATES / name).read_text())
+
+
+@functools.cache
+def _parts() -> dict[str, string.Template]:
+    found = re.findall(r"<!-- ([a-z]+) -->(.*)\n", (TEMPLATES / "parts.html").read_text())
+    return {name: string.Template(text) for name, text in found}
+
+
+def _filled(template: string.Template, values: Mapping[str, object]) -> Markup:
+    return Markup(template.substitute({key: escaped(value) for key, value in values.items()}))
+
+
+def escaped(value: object) -> Markup:
+    return value if isinstance(value, Markup) else Markup(html.escape(log.printable(str(value))))
+
+
+def part(name: str, /, **values: object) -> Markup:
+    """Return one part of templates/parts.html with its values."""
+    return _filled(_parts()[name], values)
+
+
+def page(name: str, /, *, title: str, notice: str = "", **values: object) -> bytes:
+    """Return a whole page: templates/<name>.html with its values, within the frame that all have."""
+    content = _filled(_template(f"{name}.html"), values)
+    return _filled(_template("base.html"), {"title": title, "notice": notice, "version": VERSION, "content": content}).encode()
+
+
+def joined(parts: Iterable[Markup], empty: str = "", columns: int = 0) -> Markup:
+    """Return parts in a row; `empty` is what a table without rows teaches."""
+    return Markup("".join(parts)) or (part("empty", text=empty, columns=columns) if empty else Markup(""))
+
+
+def lines(text: str) -> Markup:
+    """Return text of several lines, for <pre>."""
+    return Markup("\n".join(escaped(line) for line in text.split("\n")))
+
+
+def moment(at: float, now: float) -> Markup:
+    """Return how long ago, with the time itself for machines and whoever hovers."""
+    iso = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    return part("time", iso=iso, text=f"{seconds(max(0.0, now - at))} ago")
+
+
+# ---------------- the overview
+
+
+def overview(status: Status, frame: Frame) -> bytes:
+    level, clauses = verdict(status)
+    counts = (part("count", key=key, name=name, number=number, note=note) for key, (name, number, note) in numbers(status).items())
+    return page(
+        "overview", title="Overview", notice=frame.notice, token=frame.token, level=level,
+        verdict=joined(part("clause", text=text, href=href) for text, href in clauses),
+        counts=joined(counts),
+        causes=joined((cause_row(cause, status.now) for cause in status.causes[:50]), EMPTY_DEAD, 7),
+        sparks=joined(spark(name, [counts_of(row, name) for _, row in status.minutes]) for name in ("accepted", "done", "dead")),
+        times=times(status.attempts),
+        minutes=joined(minute_rows(status), "No data for this hour.", 4),
+        sources=joined(source_rows(status), EMPTY_RECENT, 7),
+        programs_why=status.programs_why,
+        workers=joined(worker_rows(status), EMPTY_WORKERS, 5),
+        recent=joined(recent_rows(status), EMPTY_RECENT, 5),
+        acts=joined(act_rows(status), "None yet. What is put back, discarded or restored stands here, with who did it.", 6),
+    )  # fmt: skip
+
+
+def cause_row(c: Cause, now: float) -> Markup:
+    ends = {"first": moment(c.first_at, now), "last": moment(c.last_at, now)}
+    return part("cause", id=c.id, cause=c.cause, source=c.source, total=f"{c.total:,}", **ends, sample=c.sample)
+
+
+def recent_rows(status: Status) -> Iterable[Markup]:
+    for id, state, source, event_type in status.recent:
+        received = moment(arrived_at(id) or 0.0, status.now)
+        yield part("delivery", id=id, state=state, source=source, event_type=event_type, received=received)
+
+
+def counts_of(row: Mapping[str, int], name: str) -> int:
+    return sum(n for field, n in row.items() if field.split(":")[0] == name)
+
+
+def spark(name: str, values: list[int]) -> Markup:
+    """Return a line of the last 60 minutes; who cannot see it hears the figures."""
+    top = max([*values, 1])
+    points = " ".join(f"{4 * place:d},{38 - 36 * value / top:.1f}" for place, value in enumerate(values))
+    label = f"{name} per minute: {sum(values)} in 60 minutes, at most {max(values, default=0)}, {values[-1] if values else 0} in this one"
+    return part("spark", name=f"{name}, 60 min", total=f"{sum(values):,}", label=label, points=points)
+
+
+def minute_rows(status: Status) -> Iterable[Markup]:
+    for minute, row in reversed(status.minutes):
+        figures = {name: counts_of(row, name) for name in ("accepted", "done", "dead")}
+        if any(figures.values()):
+            yield part("minute", minute=f"{datetime.fromtimestamp(60 * minute, UTC):%H:%M} UTC", **figures)
+
+
+def source_rows(status: Status) -> Iterable[Markup]:
+    for name, row in by_source(status).items():
+        counts, last = row["counts"], status.last.get(f"accepted:{name}")
+        ended = counts["done"] + counts["dead"]
+        rejected = ", ".join(f"{n:,} {key.removeprefix('rejected ')}" for key, n in sorted(counts.items()) if key.startswith("rejected "))
+        yield part(
+            "source", name=name, accepted=f"{counts['accepted']:,}", ready=f"{row['ready']:,}", dead=f"{row['dead']:,}",
+            done=f"{counts['done']:,} ({100 * counts['done'] // ended}%)" if ended else "none",
+            last=moment(last, status.now) if last else "never", rejected=rejected or "none",
+        )  # fmt: skip
+
+
+def worker_rows(status: Status) -> Iterable[Markup]:
+    """Yield supervisord's processes with what their heartbeats say, then workers of which it does not know."""
+    known: dict[int, tuple[str, dict[str, Any]]] = {beat["pid"]: (name, beat) for name, beat in status.workers.items()}
+    for program in status.programs:
+        _, beat = known.pop(program.pid, ("", {})) if program.name.startswith("worker") else ("", {})
+        yield part("worker", name=program.name, state=state_of(program), pid=program.pid or "none", up=up_of(program), hand=hand(beat))
+    for name, beat in known.values():
+        up = seconds(max(0.0, beat["at"] - beat["started_at"]))
+        yield part("worker", name=name, state="heartbeat", pid=beat["pid"], up=up, hand=hand(beat))
+
+
+def state_of(program: Program) -> str:
+    return f"{program.state}: {program.spawn_error}" if program.spawn_error else program.state
+
+
+def up_of(program: Program) -> str:
+    return seconds(max(0, program.now - program.since)) if program.state == "RUNNING" else "not up"
+
+
+def hand(beat: Mapping[str, Any]) -> Markup | str:
+    if not beat:
+        return ""
+    job = beat.get("job")
+    return part("hand", id=job["id"], age=seconds(job["for_s"])) if job else "nothing"
+
+
+def act_rows(status: Status) -> Iterable[Markup]:
+    for at, name, count, act, back in status.acts:
+        restore = part("restore", batch=act.act) if back else ""
+        yield part(
+            "act",
+            when=moment(at, status.now),
+            what=name,
+            count=f"{count:,}",
+            selected=act.what,
+            who=f"{act.who} ({act.by})",
+            restore=restore,
+        )
+
+
+# ---------------- the dead letters
+
+
+def dead_list(
+    chosen: list[tuple[int, Parked]], selected: dlq.Selected, audit: Mapping[str, Any], texts: Mapping[str, str], number: int, frame: Frame
+) -> bytes:
+    """Return page `number` (from 1) of the dead letters that match; `chosen` has one more than a page if there is another."""
+    more, everything = len(chosen) > ROWS, audit["dead"]
+    seen = (number - 1) * ROWS + len(chosen[:ROWS])
+    looked = f" {selected.left:,} were not looked at." if selected.left else ""
+    match = f"{selected.total:,}" if selected.total is not None else f"{'More than ' if more else ''}{seen:,}"
+    query = {name: texts.get(name, "") for name in ("q", "source", "cause", "since")}
+    links = [("Newer", {"page": str(number - 1)})] if number > 1 else []
+    links += [("Older", {"page": str(number + 1)})] if more else []
+    links += [("Search through all", {"deep": "1"})] if selected.total is None and selected.left and not more else []
+    empty = f"None match ({everything:,} in all)." if everything else EMPTY_DEAD
+    sources = [part("option", value="", text="any", selected="")]
+    for name in sorted(audit["sources"]):
+        sources.append(part("option", value=name, text=name, selected=Markup(" selected") if name == query["source"] else ""))
+    return page(
+        "dead", title="Dead letters", notice=frame.notice, token=frame.token, **query, sources=joined(sources),
+        summary=f"{match} match, of {dlq.counted(everything)}.{looked if selected.total is None else ''}",
+        caption=f"Page {number}, the newest first; N is the number for dlqctl --retry N",
+        rows=joined((dead_row(n, job, frame.now) for n, job in chosen[:ROWS]), empty, 9),
+        pages=joined(Markup(f"{part('link', text=text, href=where(query, **to))} ") for text, to in links),
+    )  # fmt: skip
+
+
+def dead_row(number: int, job: Parked, now: float) -> Markup:
+    attempts = f"{job.attempt}/{job.facts.get('of', '?')}"
+    facts = {"id": job.id, "n": number, "source": job.source, "event_type": job.event_type, "attempts": attempts}
+    return part("dead", **facts, age=seconds(now - job.at), error=dlq.why(job)[:300])
+
+
+def where(query: Mapping[str, str], **more: str) -> str:
+    return "/dashboard/dead?" + urlencode({name: value for name, value in {**query, **more}.items() if value})
+
+
+def confirm(verb: str, ids: list[str], ends: list[Parked], search: Search, texts: Mapping[str, str], frame: Frame) -> bytes:
+    """Return the page that asks before an act on all that match; `ends` are the oldest of them and the last few."""
+    count = plural(len(ids), "dead letter")
+    title, what, button = {
+        "retry": ("Put back all that match?", "These go back to ready with fresh attempts", f"Put back {count}"),
+        "discard": ("Discard all that match?", "These are removed, restorable for 24 h", f"Discard {count}"),
+    }[verb]
+    query = {name: texts.get(name, "") for name in ("q", "source", "cause")}
+    return page(
+        "confirm", title=title, what=what, button=button, notice=frame.notice, act=verb, token=frame.token, **query, count=count,
+        words=dlq.words(search._replace(until=NEVER)), since=iso(search.since) if search.since else "", until=iso(search.until),
+        note=f"Only the first {dlq.PAGE_LIMIT:,} are moved at once; do it again for the rest." if len(ids) == dlq.PAGE_LIMIT else "",
+        oldest=moment(min(job.at for job in ends), frame.now), newest=moment(max(job.at for job in ends), frame.now),
+        sample=joined(part("sample", id=j.id, source=j.source, event_type=j.event_type, error=dlq.why(j)[:200]) for j in ends),
+    )  # fmt: skip
+
+
+def iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat()
+
+
+# ---------------- one delivery
+
+WORDS: Final = {
+    "job.complete": "done", "job.reschedule": "failed, retry", "job.bury": "dead", "job.reclaim": "taken over from a worker that was gone",
+    "job.redrive": "put back", "job.discard": "discarded", "job.restore": "restored", "delivery.duplicate": "sent again: a duplicate",
+}  # fmt: skip
+
+
+def delivery(story: dlq.Story, view: str, frame: Frame) -> bytes:
+    """Return the page of one delivery, whatever its state."""
+    d, parked, now = story.delivery, story.parked, frame.now
+    received = d.received_at if d else arrived_at(story.id) or 0.0
+    told: dict[str, Any] = story.events[-1] if story.events else {}
+    facts: dict[str, object] = {"id": story.id, "state": story.state, "source": d.source if d else told.get("source", "")}
+    facts |= {"event type": d.event_type if d else told.get("event_type", ""), "received": moment(received, now)}
+    facts |= {"delivery id": d.delivery_id if d else told.get("delivery_id", "")}
+    facts |= {"size": f"{len(d.body):,} bytes"} if d else {}
+    facts |= {"cause": parked.cause, "error": dlq.why(parked)} if parked and story.state == "dead" else {}
+    acts = {"dead": [("retry", "Retry"), ("discard", "Discard")], "discarded": [("restore", "Restore")]}.get(story.state, [])
+    note, body = shown_body(d, view, story)
+    first = part("event", when=moment(received, now), what="received", attempt="", wait="", run="", by="", told="its signature held")
+    return page(
+        "delivery", title=f"Delivery {story.id}", notice=frame.notice, token=frame.token, id=story.id,
+        facts=joined(part("fact", name=name, value=value) for name, value in facts.items() if value),
+        acts=joined(part("button", act=act, text=text) for act, text in acts),
+        events=joined([first, *(event_row(event, now) for event in story.events)]),
+        trace=part("trace", text=lines(story.trace)) if story.trace else "", body_note=note, body=body,
+        headers=joined((part("header", name=n, value=v) for n, v in dlq.shown_headers(d).items()), "They are not kept any more.", 2),
+        command=f" · .venv/bin/dlqctl --retry all --id {story.id}" if story.state == "dead" else "",
+    )  # fmt: skip
+
+
+def event_row(event: Mapping[str, Any], now: float) -> Markup:
+    name = str(event["event"])
+    attempt = f"{event['attempt']}/{event.get('of', '?')}" if "attempt" in event else ""
+    by = event.get("worker") or (f"{event['who']} ({event['by']})" if "who" in event else "")
+    told = str(event.get("error") or "")
+    if "delay_s" in event:
+        told += f" (again within {seconds(float(event['delay_s']))})"
+    if event.get("deaths"):
+        told += f" {event['deaths']} workers ended while running it"
+    wait, run = (millis(float(event[key])) if key in event else "" for key in ("wait_ms", "run_ms"))
+    return part(
+        "event", when=moment(event["at"], now), what=WORDS.get(name, name), attempt=attempt, wait=wait, run=run, by=by, told=told.strip()
+    )
+
+
+def shown_body(d: Delivery | None, view: str, story: dlq.Story) -> tuple[Markup | str, Markup]:
+    """Return a note and the body as text: indented JSON, or as it came, or in hexadecimal when it is not UTF-8."""
+    if d is None:
+        return f"It is not kept any more: the job is {story.state}.", Markup("")
+    shown, cut = d.body[:SHOWN_BODY], len(d.body) > SHOWN_BODY
+    here = f"/dashboard/deliveries/{story.id}"
+    other = part("link", href=f"{here}?view={'pretty' if view == 'raw' else 'raw'}", text="as it came" if view != "raw" else "indented")
+    note = Markup(f"{part('link', href=f'{here}/body', text='Download')} · {other}{' · only the first 64 KiB are shown' if cut else ''}")
+    if view != "raw" and len(d.body) <= MAX_PRETTY:
+        try:
+            return note, lines(json.dumps(d.json(), indent=2, ensure_ascii=False)[:SHOWN_BODY])
+        except (ValueError, RecursionError):
+            pass
+    try:
+        return note, lines(shown.decode("utf-8", "strict" if not cut else "ignore") if _is_text(d.body) else _hex(d.body))
+    except UnicodeDecodeError:
+        return note, lines(_hex(d.body))
+
+
+def _is_text(body: bytes) -> bool:
+    try:
+        body.decode()
+        return True
+    except UnicodeDecodeError:
+        return False
+
+
+def _hex(body: bytes) -> str:
+    rows = [body[at : at + 16] for at in range(0, min(len(body), SHOWN_HEX), 16)]
+    plain = ["".join(chr(byte) if 32 <= byte < 127 else "." for byte in row) for row in rows]
+    return "\n".join(f"{16 * n:08x}  {row.hex(' '):47}  {text}" for n, (row, text) in enumerate(zip(rows, plain, strict=True)))
