@@ -34,7 +34,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 
-from hookq import log, process, wire
+from hookq import log, process, selftest, wire
 from hookq.config import VERSION, Config, add_flags, load
 from hookq.job import Delivery, JobIds
 from hookq.sample import send_sample
@@ -363,7 +363,7 @@ class Server(http.server.HTTPServer):
         c.buffer = c.buffer[end:]
         source = self.settings.sources[request.path[len(PREFIX) :]]
         arrived_at = time.time()
-        found = verify(source.signer, request.fields, request.head, body, arrived_at, self.ids.make(arrived_at))
+        found = verify(source.signer, request.fields, request.head, body, arrived_at, self.ids.make(arrived_at), request.query)
         if isinstance(found, Rejected):
             self._refuse(c, found, 401, source.signer.name, close=c.close)
         else:
@@ -703,6 +703,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="webhookd.py", description="Takes signed webhooks in.", allow_abbrev=False)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="test the settings and say what is wrong")
+    mode.add_argument("--selftest", nargs="?", const="", metavar="FILE", help="run signature vectors (default: those of the project)")
     mode.add_argument("--send", nargs="?", const="", metavar="FILE", help="send one signed sample and follow it to the end")
     parser.add_argument("--source", default="github", help="with --send: whose delivery it is (default github)")
     parser.add_argument("--fail", action="store_true", help="with --send: a body that is no JSON")
@@ -718,6 +719,8 @@ def main() -> None:
         parser.error("--fail goes with --send")
     if args.fail and args.send:
         parser.error("--fail sends a body of its own: leave the file out")
+    if args.selftest is not None:
+        sys.exit(selftest.run(args.selftest))
     if args.check:
         process.load_or_exit(read_settings, check=True)
     elif args.send is not None:

@@ -243,7 +243,15 @@ def _run(handler: Handler | None, delivery: Delivery, number: int, limit_s: floa
     if handler is None:
         return NoSource(f"the settings have no source {delivery.source}")
     seen = Delivery(
-        delivery.id, delivery.source, delivery.delivery_id, delivery.event_type, delivery.received_at, delivery.head, delivery.body, number
+        delivery.id,
+        delivery.source,
+        delivery.delivery_id,
+        delivery.event_type,
+        delivery.received_at,
+        delivery.head,
+        delivery.body,
+        number,
+        delivery.secret,
     )
     try:
         with time_limit(limit_s):

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from hookq.handlers import BadHandler, find_handler
 from hookq.schemes import ALGORITHMS, ENCODINGS, PART, SCHEMES, Scheme
-from hookq.signing import Signer
+from hookq.signing import Signer, keys_of
 
 VERSION: Final = "0.1.0"
 EX_USAGE, EX_GONE, EX_DECLINED, EX_UNREACHABLE, EX_SETTINGS = 2, 3, 4, 69, 78
@@ -218,6 +218,8 @@ _COMMON: Final[dict[str, Check]] = {
     "retry_max_s": _SECONDS,
     "timeout_s": _SECONDS,
     "dedupe_s": (lambda v: type(v) is int and 1 <= v <= 31_536_000, "a whole number of seconds above 0"),
+    "dedupe": _one_of("id", "body"),
+    "tolerance_s": _SECONDS,
     "public_url": (lambda v: isinstance(v, str) and bool(re.fullmatch(r"https?://[!-~]+", v)), "a http(s) URL"),
 }
 _HMAC: Final[dict[str, Check]] = {
@@ -231,7 +233,6 @@ _HMAC: Final[dict[str, Check]] = {
     ),
     "timestamp_header": _HEADER,
     "timestamp_unit": _one_of("s", "ms"),
-    "tolerance_s": _SECONDS,
     "id_header": _HEADER,
     "event_header": _HEADER,
 }
@@ -400,10 +401,17 @@ def _source(name: str, table: dict[str, Any], base: Path, lookup: Mapping[str, s
             find_handler(handler, base)
         except BadHandler as error:
             problems.append(f"{say}handler is {handler!r}: {error}")
-    scheme = dataclasses.replace(SCHEMES[good.get("scheme", "hmac")], **{k: v for k, v in good.items() if k in _HMAC})
+    scheme = dataclasses.replace(SCHEMES[good.get("scheme", "hmac")], **{k: v for k, v in good.items() if k in _HMAC or k == "tolerance_s"})
+    if scheme.or_else and "tolerance_s" in good:
+        scheme = dataclasses.replace(scheme, or_else=dataclasses.replace(scheme.or_else, tolerance_s=good["tolerance_s"]))
     _check_scheme(scheme, say, "public_url" in table, problems)
+    problems += [
+        f"{say}secrets: {reference} is not base64 of {MIN_SECRET} bytes or more, after whsec_: copy it whole."
+        for reference, secret in zip(good.get("secrets", ()), secrets, strict=False)
+        if scheme.key == "base64" and len(secret) >= MIN_SECRET and not any(len(key) >= MIN_SECRET for key in keys_of(scheme, secret))
+    ]
     options = {k: good[k] for k in ("max_attempts", "retry_base_s", "retry_max_s", "timeout_s", "dedupe_s") if k in good}
-    source = Source(Signer(name, scheme, secrets, good.get("public_url", "")), handler, base, **options)
+    source = Source(Signer(name, scheme, secrets, good.get("public_url", ""), good.get("dedupe", "id")), handler, base, **options)
     if source.retry_base_s > source.retry_max_s:
         problems.append(f"{say}retry_base_s is more than retry_max_s: no delay could be both.")
     return source if len(problems) == before else None
@@ -411,10 +419,10 @@ def _source(name: str, table: dict[str, Any], base: Path, lookup: Mapping[str, s
 
 def _check_scheme(scheme: Scheme, say: str, has_url: bool, problems: list[str]) -> None:
     for part, key in (("{timestamp}", "timestamp_header"), ("{id}", "id_header")):
-        if part in scheme.signed and not getattr(scheme, key):
+        if part in scheme.signed and not (getattr(scheme, key) or scheme.timestamp_name):
             problems.append(f"{say}signed has {part}, so {key} must say which header that is.")
-    if "{url}" in scheme.signed and not has_url:
-        problems.append(f"{say}signed has {{url}}, so public_url must say what senders call.")
+    if scheme.needs_url and not has_url:
+        problems.append(f"{say}the URL is signed, so public_url must say what the sender calls: it is never taken from Host.")
 
 
 def _resolve(reference: str, say: str, base: Path, lookup: Mapping[str, str], problems: list[str]) -> bytes:

@@ -121,6 +121,7 @@ class Delivery:
     head: bytes = field(repr=False)
     body: bytes = field(repr=False)
     attempt: int = 0
+    secret: int = 0  # which of the source's secrets signed it, from 1, the newest first; 0 is not known
 
     @property
     def headers(self) -> Headers:

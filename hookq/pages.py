@@ -107,7 +107,7 @@ def overview(status: Status, frame: Frame) -> bytes:
         sparks=joined(spark(name, [counts_of(row, name) for _, row in status.minutes]) for name in ("accepted", "done", "dead")),
         times=times(status.attempts),
         minutes=joined(minute_rows(status), "No data for this hour.", 4),
-        sources=joined(source_rows(status), EMPTY_RECENT, 7),
+        sources=joined(source_rows(status), EMPTY_RECENT, 8),
         programs_why=status.programs_why,
         workers=joined(worker_rows(status), EMPTY_WORKERS, 5),
         recent=joined(recent_rows(status), EMPTY_RECENT, 5),
@@ -154,7 +154,15 @@ def source_rows(status: Status) -> Iterable[Markup]:
             "source", name=name, accepted=f"{counts['accepted']:,}", ready=f"{row['ready']:,}", dead=f"{row['dead']:,}",
             done=f"{counts['done']:,} ({100 * counts['done'] // ended}%)" if ended else "none",
             last=moment(last, status.now) if last else "never", rejected=rejected or "none",
+            secrets=joined(secret_uses(status, name)) or "none",
         )  # fmt: skip
+
+
+def secret_uses(status: Status, source: str) -> Iterable[Markup]:
+    """Yield when each secret was last used: one that is no longer need not be kept."""
+    for field, at in sorted(status.last.items()):
+        if field.startswith(f"secret:{source}:"):
+            yield Markup(f"{escaped(field.rpartition(':')[2])}: {moment(at, status.now)} ")
 
 
 def worker_rows(status: Status) -> Iterable[Markup]:
@@ -276,7 +284,16 @@ def delivery(story: dlq.Story, view: str, frame: Frame) -> bytes:
     facts |= {"cause": parked.cause, "error": dlq.why(parked)} if parked and story.state == "dead" else {}
     acts = {"dead": [("retry", "Retry"), ("discard", "Discard")], "discarded": [("restore", "Restore")]}.get(story.state, [])
     note, body = shown_body(d, view, story)
-    first = part("event", when=moment(received, now), what="received", attempt="", wait="", run="", by="", told="its signature held")
+    first = part(
+        "event",
+        when=moment(received, now),
+        what="received",
+        attempt="",
+        wait="",
+        run="",
+        by="",
+        told=f"its signature held (secret {d.secret})" if d and d.secret else "its signature held",
+    )
     return page(
         "delivery", title=f"Delivery {story.id}", notice=frame.notice, token=frame.token, id=story.id,
         facts=joined(part("fact", name=name, value=value) for name, value in facts.items() if value),

@@ -40,6 +40,7 @@ class _Transport(xmlrpc.client.Transport):
         connection = http.client.HTTPConnection("localhost", timeout=LIMIT_S)
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.sock.settimeout(LIMIT_S)
+        self._connection = host, connection  # so that close() finds it
         connection.sock.connect(str(self.path))
         return connection
 

@@ -30,7 +30,11 @@ def send_sample(settings: Config, source: str, file: str, *, fail: bool) -> int:
     except OSError as error:
         print(f"{log.printable(file)} cannot be read: {error.strerror}.", file=sys.stderr)
         return 1
-    headers = sign(settings.sources[source].signer, body, time.time(), str(uuid.uuid4()), "push")
+    try:
+        headers = sign(settings.sources[source].signer, body, time.time(), str(uuid.uuid4()), "push")
+    except ValueError as error:
+        print(f"It cannot be signed: {error}.", file=sys.stderr)
+        return 1
     started = time.monotonic()
     try:
         code, answer = _post(settings, source, body, headers)

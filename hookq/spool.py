@@ -36,7 +36,7 @@ PRAGMA auto_vacuum = NONE; PRAGMA synchronous = FULL;
 BEGIN;
 CREATE TABLE spool (row INTEGER PRIMARY KEY AUTOINCREMENT, bytes INTEGER NOT NULL, dedupe_s INTEGER NOT NULL,
     id TEXT NOT NULL, source TEXT NOT NULL, delivery_id TEXT NOT NULL, event_type TEXT NOT NULL, received_at REAL NOT NULL,
-    head BLOB NOT NULL, body BLOB NOT NULL);
+    head BLOB NOT NULL, body BLOB NOT NULL, secret INTEGER NOT NULL);
 INSERT INTO sqlite_sequence VALUES ('spool', abs(random() % (1 << 30)) << 32);
 CREATE TABLE total (deliveries INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO total VALUES (0, 0);
@@ -51,9 +51,9 @@ SETTINGS: Final = f"""
 PRAGMA synchronous = FULL; PRAGMA secure_delete = FAST; PRAGMA temp_store = MEMORY;
 PRAGMA wal_autocheckpoint = {KEPT}; PRAGMA journal_size_limit = {KEPT * 4096};
 """
-ADD: Final = """INSERT INTO spool (bytes, dedupe_s, id, source, delivery_id, event_type, received_at, head, body)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-OLDEST: Final = """SELECT row, bytes, dedupe_s, id, source, delivery_id, event_type, received_at, head, body
+ADD: Final = """INSERT INTO spool (bytes, dedupe_s, id, source, delivery_id, event_type, received_at, head, body, secret)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+OLDEST: Final = """SELECT row, bytes, dedupe_s, id, source, delivery_id, event_type, received_at, head, body, 0, secret
     FROM spool ORDER BY row LIMIT ?"""
 TOTAL: Final = "SELECT deliveries, bytes FROM total"
 
@@ -91,7 +91,18 @@ class Spool:
     def accept(self, batch: Sequence[tuple[Delivery, int]]) -> None:
         """Keep deliveries, each with its dedupe_s. All are durable when this returns; none is promised when it raises."""
         rows = [
-            (len(d.head) + len(d.body) + ROW_BYTES, dedupe_s, d.id, d.source, d.delivery_id, d.event_type, d.received_at, d.head, d.body)
+            (
+                len(d.head) + len(d.body) + ROW_BYTES,
+                dedupe_s,
+                d.id,
+                d.source,
+                d.delivery_id,
+                d.event_type,
+                d.received_at,
+                d.head,
+                d.body,
+                d.secret,
+            )
             for d, dedupe_s in batch
         ]
         coming = sum(row[0] for row in rows)

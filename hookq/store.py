@@ -23,7 +23,8 @@
     {hookq}:epoch                  STRING  made once; gone means that Redis came back empty             never
 
 An entry of a stream holds: v (format, 1), id, delivery_id, event_type, received_at, attempt (runs so far), deaths,
-suspect, head (header lines as they came), body. An entry never changes hands: whoever takes a job over makes a new
+suspect, head (header lines as they came), body, secret (its place among the source's). An entry never changes
+hands: whoever takes a job over makes a new
 entry and removes the old one. So the entry is the fence: a worker that is late finds nothing to settle (R5).
 
 Why scripts: each either runs whole or not at all, also when memory is full ("#!lua" makes Redis refuse it before it
@@ -698,7 +699,7 @@ def accept_args(batch: Sequence[tuple[Delivery, int]], flush: tuple[str, Mapping
     """Return the ARGV of accept.lua."""
     args: list[Any] = [len(batch)]
     for d, dedupe_s in batch:
-        args += (dedupe_s, d.source, d.delivery_id, d.id, d.event_type, f"{d.received_at:.6f}", d.head, d.body)
+        args += (dedupe_s, d.source, d.delivery_id, d.id, d.event_type, f"{d.received_at:.6f}", d.head, d.body, d.secret)
     if flush:
         args.append(flush[0])
         for name, by in flush[1].items():
@@ -721,6 +722,7 @@ def _delivery(source: str, found: Mapping[bytes, bytes]) -> Delivery:
         found[b"head"],
         found[b"body"],
         int(found[b"attempt"]),
+        int(found.get(b"secret") or 0),
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import dlqctl
-from hookq import config, job
+from hookq import config, job, schemes
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -38,7 +38,7 @@ def test_flags_of_dlqctl_stand_in_readme():
 
 def test_keys_of_the_example_are_known(monkeypatch):
     text = (ROOT / "webhooks.example.toml").read_text()
-    for key in {*config._COMMON, *config._HMAC} - {"public_url"}:
+    for key in {*config._COMMON, *config._HMAC}:
         assert re.search(rf"^(# )?{key} =", text, re.MULTILINE), key
 
 
@@ -58,3 +58,15 @@ def test_codes_of_readme_are_those_of_the_code():
     assert re.search(r"69 Redis unreachable, 78 settings, 130 interrupted, 141 closed pipe", README)
     assert (config.EX_GONE, config.EX_DECLINED, config.EX_UNREACHABLE, config.EX_SETTINGS) == (3, 4, 69, 78)
     assert (dlqctl.EX_INTERRUPTED, dlqctl.EX_PIPE) == (130, 141)
+
+
+def test_every_preset_has_its_section_whose_lines_are_good(tmp_path):
+    text = (ROOT / "docs/sources.md").read_text()
+    sections = dict(re.findall(r"^## ([a-z-]+)\n\n((?:    .*\n)+)", text, re.MULTILINE))
+    assert set(sections) == set(schemes.SCHEMES)
+    for name, lines in sections.items():
+        (tmp_path / "webhooks.toml").write_text(re.sub(r"^    ", "", lines, flags=re.MULTILINE))
+        assert f'scheme = "{name}"' in lines
+        secret = "whsec_" + "A" * 32
+        environ = dict.fromkeys(re.findall(r"env:([A-Z_]+)", lines), secret)
+        assert len(config.load({}, environ, tmp_path).sources) == 1

@@ -1,6 +1,6 @@
 -- What the scripts share. KEYS[1] is the prefix '{hookq}:' of every key: its hash tag keeps a script in one slot.
 local P = KEYS[1]
-local FIELDS = {'v', 'id', 'delivery_id', 'event_type', 'received_at', 'attempt', 'deaths', 'suspect', 'head', 'body'}
+local FIELDS = {'v', 'id', 'delivery_id', 'event_type', 'received_at', 'attempt', 'deaths', 'suspect', 'head', 'body', 'secret'}
 local ATTEMPT, DEATHS, SUSPECT = 6, 7, 8
 
 -- Redis' clock decides when a job is due and when it died; hosts may disagree about the time, scripts do not.
@@ -10,7 +10,9 @@ local function now()
 end
 
 -- Counters are for ever; of four of them each minute is also kept by itself, for two hours: the page's last 60 minutes.
+-- Of three it is kept when they were raised last.
 local BY_MINUTE = {accepted = true, done = true, dead = true, rejected = true}
+local LAST = {accepted = true, done = true, secret = true}
 local counts = {}
 local function count(field, by)
   counts[field] = (counts[field] or 0) + (by or 1)
@@ -18,11 +20,12 @@ end
 local function flush_counts()
   local minute
   for field, by in pairs(counts) do
+    local name = string.match(field, '^%a+')
     redis.call('HINCRBY', P .. 'metrics', field, by)
-    if BY_MINUTE[string.match(field, '^%a+')] then
+    if LAST[name] then redis.call('HSET', P .. 'last', field, now()) end
+    if BY_MINUTE[name] then
       minute = minute or P .. 'minute:' .. math.floor(now() / 60)
       redis.call('HINCRBY', minute, field, by)
-      redis.call('HSET', P .. 'last', field, now())
     end
   end
   if minute then redis.call('EXPIRE', minute, 7200) end
@@ -30,7 +33,7 @@ end
 
 local function ready(source) return P .. 'ready:' .. source end
 
--- The ten values of an entry, in the order of FIELDS, or nil when the entry is not there.
+-- The values of an entry, in the order of FIELDS, or nil when the entry is not there.
 local function entry_values(source, entry)
   local found = redis.call('XRANGE', ready(source), entry, entry)[1]
   if not found then return nil end
@@ -43,7 +46,7 @@ local function enqueue(source, values)
   local args = {}
   for i = 1, #FIELDS do
     args[2 * i - 1] = FIELDS[i]
-    args[2 * i] = values[i]
+    args[2 * i] = values[i] or ''
   end
   return redis.call('XADD', ready(source), '*', unpack(args))
 end
@@ -53,7 +56,7 @@ local function park(source, values, error)
   local args = {'source', source, 'error', error}
   for i = 1, #FIELDS do
     args[2 * i + 3] = FIELDS[i]
-    args[2 * i + 4] = values[i]
+    args[2 * i + 4] = values[i] or ''
   end
   redis.call('HSET', P .. 'job:' .. values[2], unpack(args))
 end
