@@ -17,22 +17,24 @@ import hmac
 import http.server
 import ipaddress
 import json
+import platform
 import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from hookq import dlq, log, pages, process, status, wire
+from hookq import dlq, log, metrics, pages, process, status, wire
 from hookq.config import VERSION, Config, add_flags, load
 from hookq.handlers import place_of
 from hookq.spool import SpoolFailed
 from hookq.store import Act, Away, Search, Store
 
 HTML, TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 USER = "operator"
 MAX_FORM = 16 * 1024
 MAX_REQUESTS, MAX_STREAMS = 32, 8  # at once: pages that hang on Redis, or are left open, must not become a thousand threads
@@ -190,6 +192,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             return self._route(request, body)
         except Away as error:
+            if request.path == "/metrics":  # a scrape that fails would only say that the page is down
+                return 200, PROMETHEUS, "".join(metrics.text(None, {"webhookd_redis_up": [({}, 0)]}, ())).encode(), ""
             return 503, HTML, self._away(str(error)), "Refresh: 5\r\n"
 
     def _logged_in(self, given: str) -> bool:
@@ -260,7 +264,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if path in ACTS:
                 return self._act(store, request, parse_qs(body.decode("utf-8", "replace"), max_num_fields=200))
             if path == "/metrics":
-                return 200, "text/plain; version=0.0.4; charset=utf-8", "".join(metrics(store)).encode(), ""
+                return 200, PROMETHEUS, metrics_text(store, self.server.settings.state_dir).encode(), ""
             if path == "/dashboard/dead":
                 return self._dead(store, query)
             if delivery:
@@ -374,37 +378,13 @@ def do(store: Store, verb: str, form: Form, act: Act) -> str:
     return f"Discarded {named} (batch {act.act}).{left} They can be restored for 24 h, below on the overview or by dlqctl --undo {act.act}."
 
 
-COUNTERS = {  # in Redis: <name>:<label value>[:<label value>]
-    "accepted": ("webhookd_accepted_total", ("source",)),
-    "duplicates": ("webhookd_duplicates_total", ("source",)),
-    "rejected": ("webhookd_rejected_total", ("source", "reason")),
-    "http": ("webhookd_http_requests_total", ("source", "code")),
-    "attempts": ("webhookd_attempts_total", ("source", "outcome")),
-    "dead": ("webhookd_dead_total", ("source", "reason")),
-    "reclaimed": ("webhookd_reclaimed_total", ("source",)),
-    "redriven": ("webhookd_redriven_total", ("by",)),
-    "discarded": ("webhookd_discarded_total", ("by",)),
-    "restored": ("webhookd_restored_total", ("by",)),
-}
-
-
-def metrics(store: Store) -> Iterator[str]:
-    """Yield lines of the Prometheus text format: counters from Redis, gauges from the structures themselves."""
-    audit, counters = store.audit(), store.metrics()
-    for name, (exported, labels) in COUNTERS.items():
-        yield f"# TYPE {exported} counter\n"
-        for field, value in sorted(counters.items()):
-            parts = field.split(":")
-            if parts[0] == name and len(parts) == len(labels) + 1:
-                told = ",".join(f'{label}="{part}"' for label, part in zip(labels, parts[1:], strict=True))
-                yield f"{exported}{{{told}}} {value}\n"
-    yield "# TYPE webhookd_jobs gauge\n"
-    for source, found in sorted(audit["sources"].items()):
-        for state in ("ready", "leased"):
-            yield f'webhookd_jobs{{source="{source}",state="{state}"}} {found[state]}\n'
-    for state in ("retry", "dead"):
-        yield f'webhookd_jobs{{source="",state="{state}"}} {audit[state]}\n'
-    yield f"# TYPE webhookd_ledger_gap gauge\nwebhookd_ledger_gap {audit['gap']}\n"
+def metrics_text(store: Store, state_dir: Path) -> str:
+    """Return /metrics: counters from Redis, gauges from the structures themselves."""
+    began = time.perf_counter()
+    store.raise_counters(log.take_counts())
+    found, memory = status.gather(store, state_dir), store.memory()
+    gauges = metrics.gauges_of(found, memory, VERSION, platform.python_version(), time.perf_counter() - began)
+    return "".join(metrics.text(store.metrics(), gauges, found.audit["sources"]))
 
 
 def main() -> None:

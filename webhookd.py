@@ -37,6 +37,7 @@ from pathlib import Path
 from hookq import log, process, selftest, wire
 from hookq.config import VERSION, Config, add_flags, load
 from hookq.job import Delivery, JobIds
+from hookq.metrics import Durations
 from hookq.sample import send_sample
 from hookq.signing import Rejected, verify
 from hookq.spool import Spool, SpoolFailed
@@ -124,6 +125,7 @@ class Server(http.server.HTTPServer):
         self.connections: set[Connection] = set()
         self.pending: deque[Waiting] = deque()
         self.counters: Counter[str] = Counter()
+        self.durations = Durations("http")
         self.held = 0
         self.draining_since = self.started_at = 0.0
         self.accepting = self.checking = self.reload = False
@@ -169,7 +171,7 @@ class Server(http.server.HTTPServer):
             if now - swept >= SWEEP_S or self.draining_since:
                 swept = now
                 self._sweep(now)
-            if signals.reload and not self.checking:
+            if signals.reload and not (self.checking or self.reload):
                 self.checking = True
                 process.in_background(self._check_reload, signals)
             if (signals.stop or self.reload) and not self.draining_since:
@@ -480,6 +482,9 @@ class Server(http.server.HTTPServer):
     def _commit(self) -> None:
         """Make durable what this turn gathered: in Redis as one batch, unless enough is under way already, else in the spool."""
         now = time.monotonic()
+        if now - self.flushed_at >= 1.0 or self.draining_since:
+            self.counters.update(log.take_counts())
+            self.durations.drain(self.counters)
         if self.counters and (now - self.flushed_at >= 1.0 or self.draining_since):
             # Under an id of its own, so that a flush whose reply was lost is not counted twice when it is sent again.
             self.flushes.append((self.ids.make(time.time()), self.counters))
@@ -515,22 +520,25 @@ class Server(http.server.HTTPServer):
                 self.intake.flush()
                 self._watch_intake()
             for (batch, rows, _), ids in self.intake.received():
+                now = time.time()
                 for (c, delivery, _), id in zip(batch, ids, strict=True):
-                    self._accepted(c, delivery, id)
+                    self._accepted(c, delivery, id, now)
                 if rows:
                     self._drained_rows(rows)
         except Away as error:
             self._redis_failed(str(error))
 
-    def _accepted(self, c: Connection | None, delivery: Delivery, id: str) -> None:
+    def _accepted(self, c: Connection | None, delivery: Delivery, id: str, now: float) -> None:
         """Answer a delivery that is durable. `id` is its job's: another than its own says that it is a duplicate."""
         duplicate = id != delivery.id
         if duplicate:
-            log.event("delivery.duplicate", source=delivery.source, id=id, delivery_id=delivery.delivery_id, event_type=delivery.event_type)
+            told = {"source": delivery.source, "id": id, "delivery_id": delivery.delivery_id, "event_type": delivery.event_type}
+            log.event("delivery.duplicate", **told, traceparent=delivery.traceparent)
         if c is None:  # it was answered when the spool took it
             return
         code = 200 if duplicate else 202
         self.counters[f"http:{delivery.source}:{code}"] += 1
+        self.durations.observe(delivery.source, now - delivery.received_at)
         if c in self.connections:
             word = "duplicate" if duplicate else "accepted"
             body = b'{"status": "%s", "id": "%s", "reason": null}' % (word.encode(), id.encode())
@@ -541,6 +549,7 @@ class Server(http.server.HTTPServer):
     def _redis_failed(self, why: str) -> None:
         """Give up the connection to Redis: what waits goes into the spool, and a new one is made in the background."""
         log.event("redis.away", "error", why=why)
+        self.why = why  # told: the sweep says what else it finds
         if self.intake_mask:
             self.selector.unregister(self.intake.sock)
             self.intake_mask = 0
@@ -570,8 +579,9 @@ class Server(http.server.HTTPServer):
             log.event("spool.begin", "warning", why="Redis is away: deliveries are kept on the local disk")
         self.spooled += len(waiting)
         self.counters["spooled"] += len(waiting)
+        now = time.time()
         for c, delivery, _ in waiting:
-            self._accepted(c, delivery, delivery.id)
+            self._accepted(c, delivery, delivery.id, now)
 
     def _spool_state(self, why: str) -> None:
         if why != self.spool_why:
@@ -690,6 +700,7 @@ def serve(read_settings: Callable[[], Config]) -> None:
     except OSError as error:
         sys.exit(f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. Set HOST and PORT to a free address.")
     signals.wake = server.wake
+    log.never_wait()
     log.event("process.start", program="webhookd", version=VERSION, sources=sorted(settings.sources), files=hard)
     server.run(signals)
     if server.reload and not signals.stop:

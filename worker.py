@@ -27,8 +27,9 @@ from typing import Any
 
 from hookq import log, process
 from hookq.config import VERSION, Config, Source, add_flags, load
-from hookq.handlers import GiveUp, Handler, NotJson, Retry, find_handler, parse_body, place_of, text_of, time_limit, trace_of
+from hookq.handlers import GiveUp, Handler, NotJson, Retry, TimeLimit, find_handler, parse_body, place_of, text_of, time_limit, trace_of
 from hookq.job import Delivery, cause_of
+from hookq.metrics import bucket
 from hookq.retry import delay_s
 from hookq.schemes import SCHEMES
 from hookq.signing import Signer
@@ -211,13 +212,17 @@ def attempt(
         facts: dict[str, Any] = {"worker": worker, "error": "no attempts are left"}
         return Settled(lease, "dead", facts, reason="max_attempts", cause="max_attempts")
     started = clock()
+    wait_s = max(0.0, started - lease.ready_at)
     facts = {"attempt": number, "of": policy.max_attempts, "worker": worker}
     facts |= {"event_type": delivery.event_type, "delivery_id": delivery.delivery_id}  # the job itself is gone once done
-    facts["wait_ms"] = round(1000 * max(0.0, started - lease.ready_at), 1)
+    facts["wait_ms"] = round(1000 * wait_s, 1)
     error = _run(handler, delivery, number, policy.timeout_s)
-    facts["run_ms"] = round(1000 * (clock() - started), 1)
+    ended = clock()
+    facts["run_ms"] = round(1000 * (ended - started), 1)
+    durations = (("wait", wait_s), ("attempt", max(0.0, ended - started)), ("delivery", max(0.0, ended - delivery.received_at)))
+    counted = " ".join(f"{bucket(name, seconds)} {int(1e6 * seconds)}" for name, seconds in durations)
     if error is None:
-        return Settled(lease, "done", facts)
+        return Settled(lease, "done", facts, counted=f"done {counted}")
     facts["error"] = text_of(error)[:MAX_ERROR]
     facts["place"] = place_of(error)
     reason = ""
@@ -230,9 +235,12 @@ def attempt(
         asked_s = error.after_s if isinstance(error, Retry) and isinstance(error.after_s, float) else None
         delay = delay_s(number, policy.max_attempts, policy.retry_base_s, policy.retry_max_s, dice, asked_s)
         if delay is not None:
-            return Settled(lease, "retry", {**facts, "delay_s": round(delay, 3)}, delay_s=delay)
+            label = "timeout" if isinstance(error, TimeLimit) else "retry"
+            return Settled(lease, "retry", {**facts, "delay_s": round(delay, 3)}, delay_s=delay, counted=f"{label} {counted}")
         reason = "max_attempts" if source else "no_source"
-    return Settled(lease, "dead", facts, reason=reason, cause=cause_of(reason, error, facts["place"]), trace=trace_of(error))
+    label = "timeout" if isinstance(error, TimeLimit) else "dead"
+    cause, trace = cause_of(reason, error, facts["place"]), trace_of(error)
+    return Settled(lease, "dead", facts, reason=reason, cause=cause, trace=trace, counted=f"{label} {counted}")
 
 
 class NoSource(Exception):
@@ -269,7 +277,8 @@ def _tell(row: Settled, settled: bool) -> None:
         log.event("lease.lost", "warning", source=delivery.source, id=delivery.id, outcome=row.outcome)
         return
     level = {"retry": "warning", "dead": "error"}.get(row.outcome, "info")
-    told = {key: facts.get(key) for key in ("attempt", "wait_ms", "run_ms", "delay_s", "error", "place")}
+    told: dict[str, Any] = {"traceparent": delivery.traceparent}
+    told |= {key: facts.get(key) for key in ("attempt", "wait_ms", "run_ms", "delay_s", "error", "place")}
     reason = row.reason or None
     log.event(names[row.outcome], level, source=delivery.source, id=delivery.id, event_type=delivery.event_type, reason=reason, **told)
 
@@ -305,7 +314,9 @@ class Minder(threading.Thread):
         worker, store = self.worker, self.store
         current = worker.current
         job = {"id": current[0].delivery.id, "source": current[0].delivery.source, "for_s": round(now - current[1], 1)} if current else None
-        store.beat({"at": time.time(), "started_at": self.started_at, "pid": os.getpid(), "done": worker.done, "job": job})
+        store.beat(
+            {"at": time.time(), "started_at": self.started_at, "pid": os.getpid(), "done": worker.done, "job": job}, log.take_counts()
+        )
         self.answered_at = time.monotonic()
         if now - self.renewed_at >= RENEW_S:
             self.renewed_at = now
@@ -346,7 +357,7 @@ class Minder(threading.Thread):
             (state_dir / "hand" / name).unlink(missing_ok=True)
 
     def _same_redis(self) -> None:
-        epoch = self.store.epoch()
+        epoch = self.store.epoch(self.epoch)
         if self.epoch and epoch != self.epoch:
             log.event("redis.emptied", "critical", why="Redis came back without its data: jobs that were not done are lost")
         self.epoch = epoch

@@ -9,6 +9,7 @@ before it could say so; the job then runs again, with the same `id` and `deliver
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -46,6 +47,8 @@ REASONS: Final = ("max_attempts", "gave_up", "not_json", "killed_worker", "no_so
 
 # The third death makes a dead letter: once is bad luck, twice is suspicious, and every further start costs a worker.
 MAX_DEATHS: Final = 3
+
+_TRACEPARENT: Final = re.compile(rb"(?im)^traceparent:[ \t]*([0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})[ \t]*\r?$")
 
 # Ids count from 2020: 50 bits of microseconds then last until 2055.
 ID_EPOCH: Final = 1_577_836_800
@@ -130,6 +133,12 @@ class Delivery:
         for name, value in header_lines(self.head):
             found[name] = f"{found[name]}, {value}" if name in found else value
         return found
+
+    @property
+    def traceparent(self) -> str | None:
+        """Return the trace this delivery belongs to (W3C Trace Context, section 3.2), None if the sender gave none."""
+        found = _TRACEPARENT.search(self.head)
+        return found[1].decode() if found else None
 
     def json(self) -> Any:
         """Return the parsed body: JSON, or the `payload` of a form, or the form's own fields.

@@ -29,6 +29,7 @@ from hookq.config import EX_SETTINGS, VERSION, Config, Invalid, load
 from hookq.store import Away, Store
 
 PORT_WAIT_S = 15.0  # a stack that is just stopping needs a moment to let go
+STOP_GRACE_S = 10  # over the longest timeout_s, before a worker is killed
 SETTLED_S = 1.5  # after which supervisord has started all its children
 SLOW_S = 5.0  # until it says what it is waiting for
 FOLLOW_S, FOLLOWED = 0.5, 20  # how often it is looked at what happened, and how many lines are said of that
@@ -151,6 +152,7 @@ def start(root: Path, settings: Config) -> "subprocess.Popen[bytes]":
     """Start supervisord with what supervisord.conf expands; it ends with us, however we end."""
     names = ("host", "port", "ingest_processes", "workers", "state_dir", "redis_maxmemory", "dashboard_host", "dashboard_port")
     exported = {name.upper(): str(getattr(settings, name)) for name in names}
+    exported["WORKER_STOP_S"] = str(int(max((source.timeout_s for source in settings.sources.values()), default=0) + STOP_GRACE_S))
     exported["REDIS_EMBEDDED"] = "1" if settings.redis_embedded else "0"
     # Kept as the setting, not its value: children would find a relative path relative to something else.
     if os.environ.get("WEBHOOKS_FILE"):

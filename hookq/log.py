@@ -7,17 +7,20 @@ terminal's form escapes whatever is not printable.
 
 import json
 import os
+import stat
 import sys
 import time
+from collections import Counter
 from typing import Any
 
-LEVELS = ("debug", "info", "warning", "error", "critical")
-
-# A line longer than this is cut: a log is read by people, and one hostile header must not fill a disk.
+# A value longer than this is cut: a log is read by people, and one hostile header must not fill a disk.
 MAX_VALUE = 2000
+# A write of no more than this to a pipe is whole or not at all (POSIX, PIPE_BUF).
+MAX_LINE, SHORT_VALUE = 4096, 200
 
 _LINE = json.JSONEncoder(default=str)
 _out = 1
+_counts: Counter[str] = Counter()
 
 
 def to_nowhere() -> None:
@@ -26,12 +29,32 @@ def to_nowhere() -> None:
     _out = os.open(os.devnull, os.O_WRONLY)
 
 
+def never_wait() -> None:
+    """Drop lines from now on rather than wait for a reader that has stopped: for ingestion, which waits for nobody.
+
+    Only where standard output is a pipe: what else may hold the same terminal or file would not expect it.
+    """
+    if stat.S_ISFIFO(os.fstat(1).st_mode):
+        os.set_blocking(1, False)
+
+
+def take_counts() -> Counter[str]:
+    """Return how many lines of each level were written since the last call, as counters of the store."""
+    global _counts
+    taken, _counts = _counts, Counter()
+    return taken
+
+
 def event(name: str, /, level: str = "info", **facts: Any) -> None:
-    """Write one line. A reader that is gone is no reason to stop: the line is dropped."""
-    facts = {key: _short(value) for key, value in facts.items() if value is not None}
-    line = _text(name, level, facts) if sys.stdout.isatty() else _json(name, level, facts)
+    """Write one line. A reader that is gone, or has stopped, is no reason to stop: the line is dropped, and counted all the same."""
+    _counts[f"log:{level}"] += 1
+    write = _text if sys.stdout.isatty() else _json
+    facts = {key: value for key, value in facts.items() if value is not None}
+    line = write(name, level, {key: _short(value, MAX_VALUE) for key, value in facts.items()}).encode("utf-8", "replace")
+    if len(line) > MAX_LINE:
+        line = write(name, level, {key: _short(value, SHORT_VALUE) for key, value in facts.items()}).encode("utf-8", "replace")
     try:
-        os.write(_out, line.encode("utf-8", "replace"))
+        os.write(_out, line)
     except OSError:
         pass
 
@@ -41,8 +64,8 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _short(value: Any) -> Any:
-    return value[:MAX_VALUE] + "…" if isinstance(value, str) and len(value) > MAX_VALUE else value
+def _short(value: Any, most: int) -> Any:
+    return value[:most] + "…" if isinstance(value, str) and len(value) > most else value
 
 
 def _json(name: str, level: str, facts: dict[str, Any]) -> str:

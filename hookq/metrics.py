@@ -86,10 +86,26 @@ def bucket(name: str, seconds: float) -> int:
     return bisect_left(BUCKETS[name], seconds)
 
 
-def observe(counters: Counter[str], name: str, source: str, seconds: float) -> None:
-    """Count a duration: fields h:<name>:<source>:<place>, and the sum in microseconds."""
-    counters[f"h:{name}:{source}:{bucket(name, seconds)}"] += 1
-    counters[f"hs:{name}:{source}"] += int(1e6 * max(0.0, seconds))
+class Durations:
+    """Counts durations of one name where a microsecond matters; `drain` adds them to counters, as settle.lua names them:
+    h:<name>:<source>:<place>, and the sum in microseconds hs:<name>:<source>."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.bounds = name, BUCKETS[name]
+        self.rows: dict[str, list[float]] = {}
+
+    def observe(self, source: str, seconds: float) -> None:
+        row = self.rows.get(source) or self.rows.setdefault(source, [0.0] * (len(self.bounds) + 2))
+        row[bisect_left(self.bounds, seconds)] += 1
+        row[-1] += seconds
+
+    def drain(self, counters: Counter[str]) -> None:
+        for source, row in self.rows.items():
+            for place, n in enumerate(row[:-1]):
+                if n:
+                    counters[f"h:{self.name}:{source}:{place}"] += int(n)
+            counters[f"hs:{self.name}:{source}"] += int(1e6 * max(0.0, row[-1]))
+        self.rows.clear()
 
 
 def text(counters: Mapping[str, int] | None, gauges: Mapping[str, Iterable[Sample]], sources: Iterable[str]) -> Iterator[str]:

@@ -9,7 +9,7 @@ bytes, and {url} from the settings. A new provider is a row here, and its publis
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 ALGORITHMS: Final = ("sha1", "sha256", "sha512")
@@ -45,6 +45,14 @@ class Scheme:
     key: str = "text"
     special: str = ""  # the function in signing.py that builds what is signed
     or_else: "Scheme | None" = None  # used when the header is not there and that of this one is
+    # What follows from the rest, worked out once.
+    timed: bool = field(default=False, init=False)
+    reads_body: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        timed = self.timestamp_header or self.timestamp_name or self.timestamp_field or self.special == "mailgun"
+        object.__setattr__(self, "timed", bool(timed))
+        object.__setattr__(self, "reads_body", bool(self.id_field or self.event_field or self.timestamp_field))
 
     def parts(self) -> list[str]:
         """Return `signed` cut into literals (even places) and names of parts (odd places)."""
@@ -53,10 +61,6 @@ class Scheme:
     @property
     def needs_url(self) -> bool:
         return "{url}" in self.signed or self.special == "twilio"
-
-    @property
-    def timed(self) -> bool:
-        return bool(self.timestamp_header or self.timestamp_name or self.timestamp_field or self.special == "mailgun")
 
 
 _STANDARD: Final = Scheme(

@@ -1,6 +1,6 @@
 #!/bin/sh
 # What a fresh Debian or Ubuntu lacks: python3-venv, redis-server. Installed with apt-get where that is allowed, else
-# one sentence says what to type. Used by the Makefile: setup.sh venv PYTHON | setup.sh redis | setup.sh browser (for the browser test, which is skipped without)
+# one sentence says what to type. Used by the Makefile: setup.sh venv PYTHON | setup.sh redis | setup.sh browser | setup.sh prometheus (for the tests that are skipped without)
 set -eu
 
 install() {
@@ -31,4 +31,5 @@ venv)
     ;;
 redis) install redis-server ;;
 browser) command -v chromium >/dev/null || install chromium ;;
+prometheus) command -v promtool >/dev/null || install prometheus ;;
 esac

@@ -39,11 +39,17 @@ class Signer:
     secrets: tuple[bytes, ...] = field(default=(), repr=False)
     public_url: str = ""
     dedupe: str = "id"
+    # Worked out once: verify runs for every request, and each name in lower case anew would cost it half a microsecond.
     keys: tuple[tuple[int, bytes], ...] = field(default=(), init=False, repr=False)
+    header: str = field(default="", init=False)
+    id_header: str = field(default="", init=False)
+    event_header: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         keys = tuple((place, key) for place, secret in enumerate(self.secrets, 1) for key in keys_of(self.scheme, secret))
         object.__setattr__(self, "keys", keys)
+        for name in ("header", "id_header", "event_header"):
+            object.__setattr__(self, name, getattr(self.scheme, name).lower())
 
 
 class Rejected(NamedTuple):
@@ -53,13 +59,8 @@ class Rejected(NamedTuple):
     why: str
 
 
-class Claim(NamedTuple):
-    """What a request says of itself: the signatures, when it was signed ("" when that is not said), and what is signed."""
-
-    signatures: Sequence[str]
-    timestamp: str
-    messages: Sequence[bytes]
-    delivery_id: str = ""
+# What a request says of itself: its signatures, when it was signed ("" when that is not said), what is signed, its id.
+Claim = tuple[Sequence[str], str, Sequence[bytes], str]
 
 
 def keys_of(scheme: Scheme, secret: bytes) -> tuple[bytes, ...]:
@@ -81,25 +82,25 @@ def verify(
 
     `fields` are the header fields by lower-case name, each value decoded as latin-1. `arrived_at` is unix seconds.
     """
-    scheme = source.scheme
-    if scheme.or_else and scheme.header.lower() not in fields and scheme.or_else.header.lower() in fields:
+    scheme, id_header, event_header = source.scheme, source.id_header, source.event_header
+    if scheme.or_else and source.header not in fields and scheme.or_else.header.lower() in fields:
         scheme = scheme.or_else
+        id_header, event_header = scheme.id_header.lower(), scheme.event_header.lower()
     claim = _claim(source, scheme, fields, body, query)
     if isinstance(claim, Rejected):
         return claim
-    secret = _matching(source, scheme, claim)
+    signatures, timestamp, messages, delivery_id = claim
+    secret = _matching(source, scheme, signatures, messages)
     if not secret:
         return Rejected("signature", f"no secret of source {source.name} made this signature")
     # From here on the sender is known, and the body may be read.
-    needed = scheme.id_field or scheme.event_field or scheme.timestamp_field
-    content = _parsed(body) if needed and len(body) <= MAX_PARSED else None
-    late = _untimely(scheme, claim.timestamp or _at(content, scheme.timestamp_field), arrived_at)
-    if late:
-        return late
-    delivery_id = (
-        claim.delivery_id or (fields.get(scheme.id_header.lower(), "") if scheme.id_header else "") or _at(content, scheme.id_field)
-    )
-    event_type = (fields.get(scheme.event_header.lower(), "") if scheme.event_header else "") or _at(content, scheme.event_field)
+    content = _parsed(body) if scheme.reads_body and len(body) <= MAX_PARSED else None
+    if scheme.timed:
+        late = _untimely(scheme, timestamp or _at(content, scheme.timestamp_field), arrived_at)
+        if late:
+            return late
+    delivery_id = delivery_id or fields.get(id_header, "") or _at(content, scheme.id_field)
+    event_type = fields.get(event_header, "") or _at(content, scheme.event_field)
     if len(delivery_id) > MAX_DELIVERY_ID or len(event_type) > MAX_EVENT_TYPE:
         return Rejected("malformed", f"the delivery id or the event type is over {MAX_DELIVERY_ID} characters")
     if source.dedupe == "body":
@@ -144,7 +145,7 @@ def sign(source: Signer, body: bytes, now: float, delivery_id: str, event_type: 
 def _claim(source: Signer, scheme: Scheme, fields: Mapping[str, str], body: bytes, query: str) -> Claim | Rejected:
     if scheme.special == "mailgun":
         return _mailgun_claim(fields, body)
-    given = fields.get(scheme.header.lower())
+    given = fields.get(source.header if scheme is source.scheme else scheme.header.lower())
     if not given:
         return Rejected("missing", f"there is no {scheme.header} header")
     if not given.startswith(scheme.prefix):
@@ -161,9 +162,9 @@ def _claim(source: Signer, scheme: Scheme, fields: Mapping[str, str], body: byte
             return Rejected("missing", f"there is no {scheme.timestamp_header} header")
     if scheme.special == "twilio":
         messages = _twilio_messages(source.public_url, body, query)
-        return messages if isinstance(messages, Rejected) else Claim(signatures, timestamp, messages)
+        return messages if isinstance(messages, Rejected) else (signatures, timestamp, messages, "")
     message = _message(source, scheme, fields, body, timestamp)
-    return message if isinstance(message, Rejected) else Claim(signatures, timestamp, [message])
+    return message if isinstance(message, Rejected) else (signatures, timestamp, (message,), "")
 
 
 def _listed(scheme: Scheme, given: str) -> tuple[list[str], str] | Rejected:
@@ -241,19 +242,19 @@ def _mailgun_claim(fields: Mapping[str, str], body: bytes) -> Claim | Rejected:
         signature, timestamp, token = (str(found[name]) for name in ("signature", "timestamp", "token"))
     except (ValueError, KeyError, TypeError, RecursionError):
         return Rejected("malformed", "the body has no signature with timestamp, token and signature")
-    return Claim([signature], timestamp, [(timestamp + token).encode("utf-8", "replace")], token)
+    return [signature], timestamp, [(timestamp + token).encode("utf-8", "replace")], token
 
 
 # ---------------- what holds
 
 
-def _matching(source: Signer, scheme: Scheme, claim: Claim) -> int:
+def _matching(source: Signer, scheme: Scheme, signatures: Sequence[str], messages: Sequence[bytes]) -> int:
     """Return the place (from 1, the newest first) of the secret that made one of the signatures, 0 for none."""
-    claimed = [text.encode("latin-1", "replace") for text in claim.signatures]
+    claimed = [text.encode("latin-1", "replace") for text in signatures]
     if scheme.encoding == "hex" and scheme.algorithm != "token":
         claimed = [text.lower() for text in claimed]  # RFC 4648 section 8 is case-insensitive; base64 is not
     for place, key in source.keys:
-        for message in claim.messages:
+        for message in messages:
             right = key if scheme.algorithm == "token" else _encode(scheme, hmac.digest(key, message, scheme.algorithm))
             for text in claimed:
                 if hmac.compare_digest(right, text):
@@ -263,8 +264,6 @@ def _matching(source: Signer, scheme: Scheme, claim: Claim) -> int:
 
 def _untimely(scheme: Scheme, given: str, arrived_at: float) -> Rejected | None:
     """Return why the timestamp is not acceptable, or None; both too old and too new are refused."""
-    if not scheme.timed:
-        return None
     # isdigit alone admits digits of every script; 15 of them are milliseconds until the year 33658.
     if not (given.isascii() and given.isdigit() and len(given) <= 15):
         return Rejected("malformed", "the time of signing is not a whole number")

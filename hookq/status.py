@@ -48,8 +48,8 @@ class Status:
     @property
     def oldest_ready_s(self) -> float:
         """How long the oldest ready job has waited, 0 if there is none."""
-        since = [source["oldest_ms"] for source in self.audit["sources"].values() if source["oldest_ms"]]
-        return max(0.0, self.now - min(since) / 1000) if since else 0.0
+        since = [source["oldest_ready"] for source in self.audit["sources"].values() if source["oldest_ready"]]
+        return max(0.0, self.now - min(since)) if since else 0.0
 
 
 def gather(store: Store, state_dir: Path) -> Status:

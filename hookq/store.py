@@ -7,6 +7,7 @@
     {hookq}:seen:<source>:<did>    STRING  job id of the delivery with this delivery id (R6)            dedupe_s
     {hookq}:made:<job id>          STRING  claims a job id where no `seen` outlives a day               1 day
     {hookq}:retry                  ZSET    job id → due, unix seconds                                   when promoted
+    {hookq}:retries                HASH    source → how many of its jobs are in retry                       never
     {hookq}:dead                   ZSET    job id → died at, unix seconds                               by a person
     {hookq}:job:<id>               HASH    a parked job (retry, dead, discarded), body included         24 h once discarded
     {hookq}:batches                ZSET    batch (the act's id) → discarded at                          24 h
@@ -104,6 +105,7 @@ class Settled(NamedTuple):
     reason: str = ""
     cause: str = ""
     trace: str = ""
+    counted: str = ""  # as settle.lua says
 
 
 class Parked(NamedTuple):
@@ -260,7 +262,18 @@ class Store:
             # A job that is done is known to the history by its id; that place of the row is free then.
             reason = row.lease.delivery.id if row.outcome == "done" else row.reason
             attempt = row.facts.get("attempt", "")
-            rows += [row.lease.delivery.source, row.lease.entry, row.outcome, row.delay_s, attempt, reason, row.cause, row.trace, facts]
+            rows += [
+                row.lease.delivery.source,
+                row.lease.entry,
+                row.outcome,
+                row.delay_s,
+                attempt,
+                reason,
+                row.cause,
+                row.trace,
+                facts,
+                row.counted,
+            ]
         return [bool(done) for done in self._run("settle", *rows)]
 
     def promote(self, limit: int = 100) -> list[tuple[str, str]]:
@@ -311,9 +324,13 @@ class Store:
         except (redis.RedisError, OSError) as error:
             raise Away(str(error)) from error
 
-    def beat(self, heartbeat: Mapping[str, Any]) -> None:
-        """Say that this worker lives, and what it does."""
-        self._run("beat", self.name, json.dumps(heartbeat))
+    def beat(self, heartbeat: Mapping[str, Any], counters: Mapping[str, int] | None = None) -> None:
+        """Say that this worker lives, and what it does; raise counters."""
+        self._run("beat", self.name, json.dumps(heartbeat), *_pairs(counters))
+
+    def raise_counters(self, counters: Mapping[str, int]) -> None:
+        """Raise counters. Not claimed by an id: a lost reply is not asked for again."""
+        self._run("beat", "", "", *_pairs(counters))
 
     def sources(self) -> set[str]:
         """Return every source that ever had a delivery, also those the settings no longer have."""
@@ -448,11 +465,14 @@ class Store:
     # ---------------- reading
 
     def audit(self) -> dict[str, Any]:
-        """Return the ledger: totals, `gap`, and `sources` (name → ready, leased, dead, oldest_ms), all from one moment."""
+        """Return the ledger: totals, `gap`, and `sources` (name → ready, leased, retry, dead,
+        oldest_ready, oldest_dead: unix seconds or 0), all from one moment."""
         found = self._run("audit")
         totals = dict(zip(("accepted", "done", "discarded", "retry", "dead"), found[:5], strict=True))
-        names = ("ready", "leased", "dead", "oldest_ms")
-        sources = {found[i].decode(): dict(zip(names, found[i + 1 : i + 5], strict=True)) for i in range(5, len(found), 5)}
+        names = ("ready", "leased", "retry", "dead", "oldest_ready", "oldest_dead")
+        sources = {found[i].decode(): dict(zip(names, found[i + 1 : i + 7], strict=True)) for i in range(5, len(found), 7)}
+        for source in sources.values():
+            source |= {name: source[name] / 1000 for name in names[4:]}
         ready, leased = (sum(source[name] for source in sources.values()) for name in ("ready", "leased"))
         held = ready + leased + totals["retry"] + totals["dead"] + totals["done"] + totals["discarded"]
         return {**totals, "ready": ready, "leased": leased, "gap": totals["accepted"] - held, "sources": sources}
@@ -659,11 +679,20 @@ class Store:
         with _reaching():
             self.redis.ping()
 
-    def epoch(self) -> str:
-        """Return the mark that this Redis carries; a new one after it came back empty."""
+    def epoch(self, known: str = "") -> str:
+        """Return the mark that this Redis carries; a new one after it came back empty, counted once by whoever made it."""
         with _reaching():
             fresh = random_bytes.token_hex(8)
-            return str((self.redis.set(key("epoch"), fresh, nx=True, get=True) or fresh.encode()).decode())
+            there = self.redis.set(key("epoch"), fresh, nx=True, get=True)
+        if there is None and known:
+            self.raise_counters({"epoch_changes": 1})
+        return str((there or fresh.encode()).decode())
+
+    def memory(self) -> tuple[int, int]:
+        """Return (bytes used, maxmemory)."""
+        with _reaching():
+            info = self.redis.info("memory")
+            return int(info["used_memory"]), int(info["maxmemory"])
 
     def health(self) -> tuple[dict[str, str], list[str]]:
         """Return what the boot check found (version, appendonly …), and a sentence for each setting that can lose jobs."""
@@ -693,6 +722,10 @@ class Store:
                 return self.redis.evalsha(sha, 1, PREFIX, *args)
             except redis.exceptions.NoScriptError:
                 return self.redis.eval(text, 1, PREFIX, *args)
+
+
+def _pairs(counters: Mapping[str, int] | None) -> list[str | int]:
+    return [value for pair in (counters or {}).items() for value in pair]
 
 
 def accept_args(batch: Sequence[tuple[Delivery, int]], flush: tuple[str, Mapping[str, int]] | None = None) -> list[Any]:
@@ -770,7 +803,7 @@ class Intake:
         self._batches: list[tuple[float, Any]] = []
         self._starting = False
         self.sock: Any = None
-        self.why = "it was not reached yet"
+        self.why = ""  # of the last failure
 
     @property
     def up(self) -> bool:

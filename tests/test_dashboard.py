@@ -335,13 +335,6 @@ def test_id_that_is_no_dead_letter_is_told(page, store):
         assert status == 303 and re.search("o%20dead%20letter|None%20was%20ticked", headers["location"]) and "x" not in headers
 
 
-def test_metrics_are_counters_and_gauges_of_the_store(page, store):
-    bury(store)
-    lines = page.ask(path="/metrics")[1].splitlines()
-    assert 'webhookd_accepted_total{source="github"} 1' in lines and "webhookd_ledger_gap 0" in lines
-    assert all(re.fullmatch(r'# TYPE \w+ (counter|gauge)|\w+(\{(\w+="[^"]*",?)+\})? -?\d+', line) for line in lines)
-
-
 def test_redis_away_gets_503_and_a_useful_page(running, private_redis):
     port = free_port()
     running("dashboard.py", redis=private_redis, DASHBOARD_PORT=port).saw("process.start")

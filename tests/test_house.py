@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = [ROOT / name for name in ("webhookd.py", "worker.py", "dashboard.py", "dlqctl.py")]
 SHARED = sorted((ROOT / "hookq").glob("*.py"))
 CODE = PROGRAMS + SHARED
-PURE = {"job", "retry", "schemes", "signing", "wire"}
+PURE = {"job", "retry", "schemes", "signing", "wire", "metrics"}
 # What a pure module may not import: whatever knows the time, chance, the machine, or another process.
 IMPURE = {"time", "random", "os", "socket", "select", "selectors", "subprocess", "redis", "secrets", "threading", "pathlib", "logging"}
 THIRD_PARTY = {"redis", "hiredis"}
-MAX_LINES, MAX_FUNCTION = 4600, 45
+MAX_LINES, MAX_FUNCTION = 4700, 45
 # One word per thing; these are the words we do not use for one.
 FOREIGN_WORDS = re.compile(r"\b(morgue|nack|requeue|replay|in.flight|dead.?letter.queue|purge|visibility)\b", re.IGNORECASE)
 

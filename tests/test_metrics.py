@@ -101,10 +101,11 @@ def test_settle_that_was_refused_is_not_counted(page, store, other):
 
 @pytest.mark.parametrize("name", BUCKETS)
 def test_buckets_are_cumulative_and_end_with_all(name):
-    counters = Counter()
+    counters, durations = Counter(), metrics.Durations(name)
     exported = next(key for key, row in METRICS.items() if row.type == "histogram" and row.field == name)
     for value in [0, *BUCKETS[name], *(bound + 1e-6 for bound in BUCKETS[name])]:
-        metrics.observe(counters, name, "s", value)
+        durations.observe("s", value)
+    durations.drain(counters)
     samples = [
         s for f in text_string_to_metric_families("".join(metrics.text(counters, {}, ["s"]))) if f.name == exported for s in f.samples
     ]

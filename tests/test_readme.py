@@ -70,3 +70,9 @@ def test_every_preset_has_its_section_whose_lines_are_good(tmp_path):
         secret = "whsec_" + "A" * 32
         environ = dict.fromkeys(re.findall(r"env:([A-Z_]+)", lines), secret)
         assert len(config.load({}, environ, tmp_path).sources) == 1
+
+
+def test_guarantees_name_tests_that_exist():
+    named = set(re.findall(r"`(test_\w+)`", README))
+    there = set(re.findall(r"^def (test_\w+)", "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py")), re.MULTILINE))
+    assert len(named) >= 14 and named <= there, named - there

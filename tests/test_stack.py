@@ -1,5 +1,6 @@
 """The whole stack as `make run` starts it: post, kill, retry, bury, flush, stop. Real processes under supervisord."""
 
+import base64
 import http.client
 import json
 import os
@@ -225,3 +226,33 @@ def test_two_ports_that_are_one_are_refused(stack):
     stack.env["DASHBOARD_PORT"] = stack.env["PORT"]
     assert stack.launch().wait(20) == 78
     assert "as PORT is" in stack.out.read_text()
+
+
+def test_nothing_marked_stands_in_a_log_a_page_a_metric_or_a_process_list(stack):
+    stack.start()
+    body = b'{"marked-body-7a": 1}'
+    more = {"Authorization": "Bearer marked-authorization", "Cookie": "marked-cookie", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    headers = {"Content-Type": "application/json", **signed(body, event="give-up"), **more}
+    for sent in (headers, headers, {**headers, "X-Hub-Signature-256": "sha256=marked-signature"}):
+        connection = http.client.HTTPConnection("127.0.0.1", stack.port, timeout=10)
+        connection.request("POST", "/api/webhooks/github", body, sent)
+        connection.getresponse().read()
+        connection.close()
+    found = stack.settled(dead=1)
+    assert found["accepted"] == 1
+    id = stack.dlqctl("--view").stdout.split("\t")[1]
+    login = {"Authorization": "Basic " + base64.b64encode(b"operator:a-password").decode()}
+    pages = []
+    for path in ("/dashboard", "/dashboard/dead", f"/dashboard/deliveries/{id}", "/metrics"):
+        connection = http.client.HTTPConnection("127.0.0.1", stack.dash, timeout=10)
+        connection.request("GET", path, headers=login)
+        pages.append(connection.getresponse().read().decode())
+        connection.close()
+    logs = "".join(p.read_text(errors="replace") for p in (stack.folder / "v").glob("*.log")) + stack.out.read_text()
+    listed = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in stack.family()).decode(errors="replace")
+    signature = headers["X-Hub-Signature-256"][7:]
+    for marked in (SECRET, signature, "marked-authorization", "marked-cookie", "marked-signature", "a-password"):
+        assert marked not in logs + listed + "".join(pages) + stack.dlqctl("--show", id).stdout, marked
+    assert "marked-body-7a" not in logs + listed + pages[0] + pages[1] + pages[3]
+    for event in ("delivery.duplicate", "job.bury"):  # and the trace leads from the sender's to ours
+        assert re.search(rf'"event": "{event}".*"traceparent": "00-a{{32}}-b{{16}}-01"', logs), event

@@ -710,3 +710,33 @@ def test_hup_with_a_handler_that_broke_since_is_told_and_goes_on(serve, tmp_path
     program.process.send_signal(signal.SIGHUP)
     assert "h.py line 1" in str(program.saw("settings.refused")[0]["problems"])
     assert ask(port, request())[0] == GOOD and program.process.poll() is None
+
+
+def test_reader_of_the_log_that_has_stopped_stops_nobody(redis_server, store, tmp_path):
+    reader, writer = os.pipe()
+    port = free_port()
+    env = {
+        "PATH": os.environ["PATH"],
+        "WEBHOOK_SECRET": SECRET,
+        "REDIS_URL": redis_server.url,
+        "STATE_DIR": str(tmp_path),
+        "PORT": str(port),
+        "WEBHOOKS_FILE": "",
+    }
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "webhookd.py")], stdout=writer, stderr=writer, stdin=subprocess.DEVNULL, env=env, cwd=tmp_path
+    )
+    os.close(writer)
+    try:
+        until(lambda: is_ready(port))
+        data = request(headers=signed(delivery_id="again"))
+        with Client(port) as client:  # each duplicate is a line: a pipe holds 64 KiB of them
+            for _ in range(1000):
+                assert client.send(data).answer()[0][9:12] in ("200", "202")
+        until(lambda: store.metrics().get("log:info", 0) > 999)
+    finally:
+        process.terminate()
+        process.wait(15)
+        with os.fdopen(reader, "rb") as log:
+            lines = log.read().splitlines()
+    assert 10 < len(lines) < 1000 and all(json.loads(line) for line in lines)

@@ -1,6 +1,6 @@
 -- audit: all numbers of the ledger in one step, so that they belong together.
--- Returns accepted, done, discarded, retry, dead, then 5 for each source: name, ready, leased, dead, and when its
--- oldest ready job became so, in milliseconds (0 when there is none).
+-- Returns accepted, done, discarded, retry, dead, then 7 for each source: name, ready, leased, retry, dead, and when its
+-- oldest ready job became so and its oldest dead letter died, in milliseconds (0 when there is none).
 local ledger = redis.call('HMGET', P .. 'ledger', 'accepted', 'done', 'discarded')
 local result = {}
 for i = 1, 3 do result[i] = tonumber(ledger[i] or 0) or 0 end
@@ -19,7 +19,10 @@ for _, source in ipairs(redis.call('SMEMBERS', P .. 'sources')) do
     local first = redis.call('XRANGE', ready(source), '(' .. taken, '+', 'COUNT', 1)[1]
     oldest = first and tonumber(string.match(first[1], '^%d+')) or 0
   end
-  for _, value in ipairs({source, entries - leased, leased, redis.call('ZCARD', P .. 'dead:' .. source), oldest}) do
+  local dead = redis.call('ZRANGE', P .. 'dead:' .. source, 0, 0, 'WITHSCORES')[2]
+  local retry = tonumber(redis.call('HGET', P .. 'retries', source) or 0)
+  local died = dead and math.floor(1000 * tonumber(dead)) or 0
+  for _, value in ipairs({source, entries - leased, leased, retry, redis.call('ZCARD', P .. 'dead:' .. source), oldest, died}) do
     result[#result + 1] = value
   end
 end

@@ -17,6 +17,10 @@ local counts = {}
 local function count(field, by)
   counts[field] = (counts[field] or 0) + (by or 1)
 end
+local function observe(name, source, bucket, micros)
+  count('h:' .. name .. ':' .. source .. ':' .. bucket)
+  count('hs:' .. name .. ':' .. source, tonumber(micros))
+end
 local function flush_counts()
   local minute
   for field, by in pairs(counts) do

@@ -7,6 +7,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'retry', '-inf', now(), 'LI
     enqueue(source, values)
     redis.call('DEL', P .. 'job:' .. id)
     redis.call('ZREM', P .. 'retry', id)
+    redis.call('HINCRBY', P .. 'retries', source, -1)
     moved[#moved + 1] = source
     moved[#moved + 1] = id
   else
