@@ -101,7 +101,7 @@ def parse_head(data: bytes) -> Request:
     fields: dict[str, str] = {}
     for raw_name, raw_value in found:
         name, value = raw_name.decode("ascii").lower(), raw_value.decode("latin-1").strip(" \t")
-        if len(raw_value) > MAX_LINE:
+        if len(raw_name) + 1 + len(raw_value) > MAX_LINE:
             raise BadRequest(431, f"a header line is longer than {MAX_LINE} bytes")
         if name in fields:
             if name in _SINGLE:
