@@ -55,6 +55,7 @@ ID_EPOCH: Final = 1_577_836_800
 ID_LENGTH: Final = 16
 
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base32 in lower case: no i, l, o, u to misread
+_PAIRS: Final = [first + second for first in _ALPHABET for second in _ALPHABET]
 
 
 class JobIds:
@@ -70,8 +71,16 @@ class JobIds:
 
     def make(self, now: float) -> str:
         """Return the id of a job that arrived at `now` (unix seconds)."""
-        self._last = max(int((now - ID_EPOCH) * 1e6), self._last + 1)
-        return _base32(self._last, 10) + self._tail
+        self._last = n = max(int((now - ID_EPOCH) * 1e6), self._last + 1)
+        # Ten bits at a time: it is made for every request, and _base32 takes four times as long.
+        return (
+            _PAIRS[n >> 40 & 1023]
+            + _PAIRS[n >> 30 & 1023]
+            + _PAIRS[n >> 20 & 1023]
+            + _PAIRS[n >> 10 & 1023]
+            + _PAIRS[n & 1023]
+            + self._tail
+        )
 
 
 def arrived_at(begin: str) -> float | None:
