@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test lint reload bench clean redis
+.PHONY: help run test lint reload bench chaos clean redis
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 10
 
@@ -23,6 +23,9 @@ reload: .venv/run  ## every process finishes what it has, then starts anew with 
 
 bench: .venv/run redis  ## requests/s and CPU of ingestion, jobs/s of a worker, beside simpler ones
 	$(BIN)/python bench/bench.py
+
+chaos: .venv/dev redis  ## kill, freeze, fill and restart everything under load for CHAOS_S seconds (default 60)
+	$(BIN)/python tests/chaos.py
 
 clean:  ## remove what set-up has made; .env and STATE_DIR stay
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

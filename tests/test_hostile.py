@@ -1,7 +1,7 @@
 """Hostile HTTP: the corpus fed whole, byte by byte, and glued to a good request; against h11; mutated. Never two requests
 out of one, never one that h11 refuses, and always an answer.
 
-HOSTILE=100000 makes that many mutated requests (in `make test` 3,000).
+HOSTILE=100000 makes that many mutated requests (in `make test` 20,000).
 """
 
 import os
@@ -21,7 +21,7 @@ from hookq import wire
 serve = test_webhookd.serve
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) [A-Za-z -]+\r\n")
 ROWS = pytest.mark.parametrize(("section", "what", "data", "code"), CORPUS, ids=[f"{n}-{row[1]}" for n, row in enumerate(CORPUS)])
-MUTATIONS = int(os.environ.get("HOSTILE", "3000"))
+MUTATIONS = int(os.environ.get("HOSTILE", "20000"))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_nothing_is_accepted_that_h11_refuses_and_none_is_read_another_way():
 
 def test_mutated_requests_are_all_answered_once_and_ingestion_lives(serve):
     dice, (program, port) = random.Random(11), serve()
-    for _ in range(MUTATIONS // 10):
+    for _ in range(MUTATIONS // 20):
         data = mutated(dice)
         codes, found = answers(port, data)
         ours = by_us(data)
