@@ -39,7 +39,7 @@ BLOCK_MS = 1000  # shorter than the socket's 5 s, and how long a drain may have 
 SETTLE_S = 0.005  # how long a finished job may wait for others to be settled with
 PREFETCH, PREFETCH_BYTES = 64, 4 << 20  # leased at once, at most
 TICK_S = 0.5  # of the minder
-GONE_LOOK_S = 1.0  # between the two looks after which a worker without a connection is gone
+GONE_LOOK_S = 1.0  # between two looks for workers without a connection
 GRACE_S = 5.0  # over its time limit, before a handler that does not see signals costs the process
 STALLED_S = 30.0  # without a poll while Redis answers: the loop hangs, and a new process will not
 PAUSE_S, MAX_PAUSE_S = 0.05, 1.0  # before Redis is asked again; halved at random, so that workers do not come all at once
@@ -290,7 +290,6 @@ class Minder(threading.Thread):
         super().__init__(daemon=True)
         self.worker = worker
         self.store = Store(worker.settings.redis_url, worker.name)
-        self.missing: set[str] = set()
         self.looked_at = self.renewed_at = self.answered_at = self.idle_at = 0.0
         self.up_since = time.monotonic()
         self.epoch = ""
@@ -331,23 +330,22 @@ class Minder(threading.Thread):
                 log.event("job.promote", source=source, id=id)
             if not promoted:
                 break
-        if now - self.looked_at >= GONE_LOOK_S:
+        if now - self.looked_at >= GONE_LOOK_S - TICK_S / 4:  # or every other look comes a tick late
             self.looked_at = now
             self._look_for_gone(now)
 
     def _look_for_gone(self, now: float) -> None:
         """Take over from workers without a connection in two looks, and whatever lease has run out."""
-        holders, connected = self.store.holders(), self.store.connected()
-        missing = holders - connected if connected is not None else set()
-        for name in missing & self.missing:
+        holders = self.store.holders()
+        gone = self.store.gone(holders)
+        for name in gone or ():
             self._reclaim(name)
-        self.missing = missing
         # While Redis was away nobody could renew: those leases have not run out.
         if now - self.idle_at >= RENEW_S and now - self.up_since > LEASE_S:
             self.idle_at = now
             old = {name for name, beat in self.store.workers().items() if time.time() - beat["at"] > FORGET_S}
-            for name in holders - missing:
-                self._reclaim(name, 0.0 if connected is None and name in old else LEASE_S)
+            for name in holders - (gone or set()):
+                self._reclaim(name, 0.0 if gone is None and name in old else LEASE_S)
 
     def _reclaim(self, name: str, idle_s: float = 0.0) -> None:
         state_dir = self.worker.settings.state_dir

@@ -20,6 +20,7 @@
     {hookq}:recent                 LIST    id, source, event type of the deliveries accepted last; 25   by count
     {hookq}:acts                   STREAM  what operators did; about 1,000                              by count
     {hookq}:workers                HASH    worker → heartbeat (JSON)                                    when it is gone
+    {hookq}:missing                HASH    worker → first seen without a connection                     when it is back
     {hookq}:hand                   HASH    worker → entry of a suspect job it is about to run           when it is gone
     {hookq}:epoch                  STRING  made once; gone means that Redis came back empty             never
 
@@ -73,7 +74,7 @@ SLOW_DISK_BYTES_S: Final = 10 << 20
 # Made once: json.dumps makes a new encoder for each call with separators, at 3 µs a job.
 _FACTS: Final = json.JSONEncoder(separators=(",", ":"))
 
-_ALLOW_OOM: Final = ("settle", "promote", "reclaim", "redrive", "discard", "restore", "beat", "announce")
+_ALLOW_OOM: Final = ("settle", "promote", "reclaim", "redrive", "discard", "restore", "beat", "announce", "gone")
 _READ_ONLY: Final = ("audit", "find", "select", "story")
 
 
@@ -313,16 +314,15 @@ class Store:
                     names |= {c["name"].decode() for c in self.redis.xinfo_consumers(key("ready", source), GROUP)}
             return names
 
-    def connected(self) -> set[str] | None:
-        """Return the names of all clients, or None when that says nothing: not allowed, or Redis only just started."""
-        try:
-            if int(self.redis.info("server")["uptime_in_seconds"]) <= 2:
+    def gone(self, holders: set[str]) -> set[str] | None:
+        """Return those of `holders` that were without a connection in two looks, a second apart; None if nobody may look."""
+        with _reaching():
+            try:
+                up_s = int(self.redis.info("server")["uptime_in_seconds"])
+                connected = {client["name"] for client in self.redis.client_list()}
+            except redis.ResponseError:  # not allowed, or no such command there
                 return None
-            return {client["name"] for client in self.redis.client_list()}
-        except redis.ResponseError:
-            return None
-        except (redis.RedisError, OSError) as error:
-            raise Away(str(error)) from error
+            return {name.decode() for name in self._run("gone", up_s, *sorted(holders - connected))}
 
     def beat(self, heartbeat: Mapping[str, Any], counters: Mapping[str, int] | None = None) -> None:
         """Say that this worker lives, and what it does; raise counters."""

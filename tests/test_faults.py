@@ -224,7 +224,7 @@ def test_lease_decides_where_listing_the_clients_is_not_allowed_R5(store, redis_
     living = worker.Worker(config.load(environ=env, root=tmp_path), "living", types.SimpleNamespace(asked=False))
     minder = worker.Minder(living)
     faulthandler.cancel_dump_traceback_later()
-    until(lambda: store.connected() and minder.store.connected() is None, what="allowed to us, not to them")
+    until(lambda: store.gone(set()) == set() and minder.store.gone(set()) is None, what="allowed to us, not to them")
     (own,) = accepted(store)
     assert [lease.delivery.id for lease in living._lease(False)] == [own.id]
     (lost,), began, victim = accepted(store, body=b"wait"), time.monotonic(), crew()

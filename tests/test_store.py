@@ -354,7 +354,7 @@ def test_epoch_changes_only_when_redis_came_back_empty(store):
 
 def test_redis_away_raises_away_from_every_verb():
     store = Store("unix:///nowhere/r.sock", "w1")
-    verbs = [store.audit, store.promote, store.sources, store.ping, store.epoch, store.health, store.last_batch, store.connected]
+    verbs = [store.audit, store.promote, store.sources, store.ping, store.epoch, store.health, store.last_batch, lambda: store.gone(set())]
     for verb in verbs:
         with pytest.raises(Away):
             verb()
@@ -481,3 +481,19 @@ def test_accepted_deliveries_are_found_as_recent_and_by_minute(store):
     made = accepted(store, 30)
     assert [id for id, _, _ in store.recent()] == [d.id for d in reversed(made)][:25]
     assert sum(counts.get("accepted:github", 0) for _, counts in store.minutes(2)) == 30
+
+
+def test_worker_without_a_connection_is_gone_at_the_second_look_whoever_looks(store, other):
+    until(lambda: store.redis.info("server")["uptime_in_seconds"] > 3, 5)
+    holders = {"w1", "w2", "dead-1"}
+    assert store.gone(holders) == set()  # the first look
+    assert other.gone(holders) == set()  # another worker, too soon after it
+    store.redis.hset(key("missing"), "dead-1", store.now() - 1.1)
+    assert other.gone(holders) == {"dead-1"}
+    assert other.gone({"w1", "w2"}) == set() and not store.redis.exists(key("missing"))
+
+
+def test_note_from_before_redis_started_makes_nobody_gone(store):
+    store.redis.hset(key("missing"), "dead-1", 1)
+    assert store.gone({"dead-1"}) == set()
+    assert float(store.redis.hget(key("missing"), "dead-1")) > 1
