@@ -19,10 +19,12 @@ import ipaddress
 import json
 import platform
 import re
+import signal
 import socket
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -37,9 +39,12 @@ HTML, TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 USER = "operator"
 MAX_FORM = 16 * 1024
-MAX_REQUESTS, MAX_STREAMS = 32, 8  # at once: pages that hang on Redis, or are left open, must not become a thousand threads
+# At once: connections of anybody, each a thread, and of those who are logged in pages that ask Redis, and live pages.
+MAX_CONNECTIONS, MAX_REQUESTS, MAX_STREAMS = 128, 32, 8
+SLOT_S = 5.0  # that a page waits for others to be done
+DRAIN_S = 5.0  # that those in hand are waited for at a reload or stop
 STREAM_S, EVERY_S = 600.0, 2.0  # the browser comes again by itself; a stream without end would outlive its login
-FAILED_LOGINS, LOGIN_DELAY_S = 5, 1.0  # guesses in a row, before each further one costs a second
+FAILED_LOGINS, FAILED_WITHIN_S, LOGIN_DELAY_S = 5, 60.0, 1.0  # guesses in a minute, before each further one costs a second
 SEARCH_S, DEEP_S = 0.05, 5.0  # a page answers in under 100 ms; who wants more asks for it
 TOKEN_HOURS = 12  # a form left open over a working day still counts
 HEADERS = (
@@ -55,18 +60,50 @@ Answer = tuple[int, str, bytes, str]  # status, content type, body, extra header
 Form = dict[str, list[str]]
 
 
+class Gone(Exception):
+    """The client is gone, or too slow."""
+
+
 class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
     daemon_threads = True  # an answer that hangs does not hold up a stop
 
-    def __init__(self, settings: Config) -> None:
+    def __init__(self, settings: Config, inherited: socket.socket | None = None) -> None:
         self.settings = settings
-        self.failed_logins = 0
+        self.inherited = inherited
+        self.failed_logins: deque[float] = deque(maxlen=FAILED_LOGINS)
+        self.ending = False
+        self.open = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.slots = threading.BoundedSemaphore(MAX_REQUESTS)
         self.streams = threading.BoundedSemaphore(MAX_STREAMS)
         super().__init__((settings.dashboard_host, settings.dashboard_port), Handler)
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread for a connection, if there are not too many: the others are closed, whoever they are."""
+        if self.open.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.open.release()
+
+    def drain(self) -> None:
+        """Take no more connections, and wait a while for those in hand: an act is not to be cut in the middle."""
+        self.ending = True
+        self.shutdown()
+        end = time.monotonic() + DRAIN_S
+        for _ in range(MAX_CONNECTIONS):
+            self.open.acquire(timeout=max(0.0, end - time.monotonic()))
+
     def server_bind(self) -> None:
+        if self.inherited:
+            self.socket.close()
+            self.socket = self.inherited
+            return
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)  # without asking DNS for our own name
 
@@ -91,14 +128,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def handle(self) -> None:
-        if not self.server.slots.acquire(timeout=wire.WRITE_S):
-            return
         try:
             self._handle()
-        except OSError:
-            pass  # the client is gone or too slow; there is nobody to tell
-        finally:
-            self.server.slots.release()
+        except Gone:
+            pass  # there is nobody to tell
 
     def _handle(self) -> None:
         end, head_only = time.monotonic() + wire.HEAD_S, False
@@ -110,21 +143,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return self._stream()
         except wire.BadRequest as bad:
             answer = bad.status, TEXT, f"{bad}.\n".encode(), ""
-        except OSError:
+        except Gone:
             raise
         except Exception as error:  # a fault of ours: told in the log, with its place, and as a sentence here
             log.event("page.failed", "error", error=repr(error), place=place_of(error))
             answer = 500, TEXT, b"This page failed; its log says why.\n", ""
         code, kind, content, extra = answer
-        self.connection.settimeout(wire.WRITE_S)
-        date = self.date_time_string()
-        self.connection.sendall(wire.reply(code, content, kind, date, extra=HEADERS + extra, close=True, head_only=head_only))
-        self.connection.shutdown(socket.SHUT_WR)
-        self.connection.settimeout(0.2)  # read what is left, so that the answer is not reset away
-        for _ in range(16):
-            if not self.connection.recv(65536):
-                return None
+        self._send(wire.reply(code, content, kind, self.date_time_string(), extra=HEADERS + extra, close=True, head_only=head_only))
+        try:
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(0.2)  # read what is left, so that the answer is not reset away
+            for _ in range(16):
+                if not self.connection.recv(65536):
+                    return None
+        except OSError:
+            pass
         return None
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self.connection.settimeout(wire.WRITE_S)
+            self.connection.sendall(data)
+        except OSError:
+            raise Gone from None
 
     def _receive(self, end: float) -> tuple[wire.Request, bytes]:
         data = b""
@@ -144,23 +185,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
             data: bytes = self.connection.recv(65536)
         except TimeoutError:
             raise wire.BadRequest(408, "the request was not complete in time") from None
+        except OSError:
+            raise Gone from None
         if not data:
-            raise ConnectionResetError
+            raise Gone
         return data
 
     def _stream(self) -> None:
         """Send the numbers every 2 s, as server-sent events (HTML standard, section 9.2), until the browser goes."""
         if not self.server.streams.acquire(blocking=False):
             full = wire.reply(503, b"Too many pages are live.\n", TEXT, self.date_time_string(), extra=HEADERS, close=True)
-            self.connection.sendall(full)
+            self._send(full)
             return
         try:
-            self.connection.settimeout(wire.WRITE_S)
             head = f"HTTP/1.1 200 OK\r\nServer: webhookd\r\nContent-Type: text/event-stream\r\n{HEADERS}Connection: close\r\n\r\n"
-            self.connection.sendall(f"{head}retry: 5000\n\n".encode())
+            self._send(f"{head}retry: 5000\n\n".encode())
             end = time.monotonic() + STREAM_S
-            while time.monotonic() < end:
-                self.connection.sendall(f"data: {json.dumps(self._news())}\n\n".encode())
+            while time.monotonic() < end and not self.server.ending:
+                self._send(f"data: {json.dumps(self._news())}\n\n".encode())
                 time.sleep(EVERY_S)
         finally:
             self.server.streams.release()
@@ -189,24 +231,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not self._logged_in(request.fields.get("authorization", "")):
             how = b"The login is user operator, with DASHBOARD_PASSWORD of .env.\n"
             return 401, TEXT, how, 'WWW-Authenticate: Basic realm="webhookd", charset="UTF-8"\r\n'
+        if not self.server.slots.acquire(timeout=SLOT_S):
+            return 503, TEXT, b"Too many pages are being made: try again.\n", "Retry-After: 5\r\n"
         try:
             return self._route(request, body)
         except Away as error:
             if request.path == "/metrics":  # a scrape that fails would only say that the page is down
                 return 200, PROMETHEUS, "".join(metrics.text(None, {"webhookd_redis_up": [({}, 0)]}, ())).encode(), ""
             return 503, HTML, self._away(str(error)), "Refresh: 5\r\n"
+        finally:
+            self.server.slots.release()
 
     def _logged_in(self, given: str) -> bool:
         expected = base64.b64encode(f"{USER}:{self.server.settings.dashboard_password}".encode())
         kind, _, credentials = given.partition(" ")
         good = hmac.compare_digest(credentials.strip().encode("latin-1"), expected) and kind.lower() == "basic"
         if credentials and not good:
-            self.server.failed_logins += 1
+            now, before = time.monotonic(), self.server.failed_logins
             log.event("login.reject", "warning", client=self.client_address[0])
-            if self.server.failed_logins > FAILED_LOGINS:
+            slow = len(before) == FAILED_LOGINS and now - before[0] < FAILED_WITHIN_S
+            before.append(now)
+            if slow:
                 time.sleep(LOGIN_DELAY_S)
-        elif good:
-            self.server.failed_logins = 0
         return good
 
     def _own_form(self, request: wire.Request, form: Form) -> bool:
@@ -258,11 +304,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self._static(request)
         if path == "/dashboard/events" and request.method == "GET":
             return None
-        query = parse_qs(request.query, max_num_fields=50)
+        query, form = fields_of(request.query), fields_of(body.decode("utf-8", "replace"))
         store = self._store()
         try:
             if path in ACTS:
-                return self._act(store, request, parse_qs(body.decode("utf-8", "replace"), max_num_fields=200))
+                return self._act(store, request, form)
             if path == "/metrics":
                 return 200, PROMETHEUS, metrics_text(store, self.server.settings.state_dir).encode(), ""
             if path == "/dashboard/dead":
@@ -283,7 +329,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return 200, STATIC[request.path], content, extra
 
     def _dead(self, store: Store, query: Form) -> Answer:
-        texts = {name: first(query, name) for name in ("q", "source", "cause", "since", "until", "error", "type")}
+        texts = {name: first(query, name) for name in pages.FILTER}
         given = first(query, "page") or "1"
         number, now = int(given) if re.fullmatch(r"[1-9][0-9]{0,6}", given) else 1, store.now()
         try:
@@ -330,8 +376,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if first(form, "confirm"):
             return None
         now = store.now()
-        texts = {name: first(form, name) for name in ("q", "source", "cause", "since")}
-        search = search_of(texts, now)._replace(until=now)
+        texts = {name: first(form, name) for name in pages.FILTER}
+        search = search_of(texts, now)
+        search = search._replace(until=min(now, search.until))
         ids = list(dlq.select(store, search, limit=dlq.PAGE_LIMIT).numbers)
         if not ids:
             raise dlq.NoSuch("None match any more.")
@@ -342,6 +389,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """http.server's own lines have another form; acts and refusals are logged where they happen."""
+
+
+def fields_of(text: str) -> Form:
+    """Return the fields of a query or a form. Raises BadRequest."""
+    try:
+        return parse_qs(text, max_num_fields=200)
+    except ValueError:
+        raise wire.BadRequest(400, "there are more than 200 fields") from None
 
 
 def first(form: Form, name: str) -> str:
@@ -366,7 +421,7 @@ def do(store: Store, verb: str, form: Form, act: Act) -> str:
         if not ids:
             raise dlq.NoSuch("None was ticked.")
     else:
-        texts = {name: first(form, name) for name in ("q", "source", "cause", "since", "until")}
+        texts = {name: first(form, name) for name in pages.FILTER}
         search = search_of(texts, store.now())
     moved = (dlq.retry if verb == "retry" else dlq.discard)(store, search, act, dlq.PAGE_LIMIT)
     if not moved:
@@ -398,26 +453,25 @@ def main() -> None:
     def read_settings() -> Config:
         return load(flags, root=process.root(), need=("DASHBOARD_PASSWORD",), sources=False)
 
-    asked = threading.Event()
+    # The kernel may hand a signal to any thread, and Python runs its handler in this one: it must be woken for that.
+    waker, woken = socket.socketpair()
+    waker.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     signals = process.Signals()
-    signals.wake = asked.set
     settings = process.load_or_exit(read_settings, check=args.check)
     try:
-        server = Server(settings)
+        server = Server(settings, process.inherited_socket())
     except OSError as error:
         where = f"{settings.dashboard_host}:{settings.dashboard_port}"
         sys.exit(f"{where} cannot be listened on: {error.strerror}. Set DASHBOARD_HOST and DASHBOARD_PORT to a free address.")
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
     log.event("process.start", program="dashboard", version=VERSION)
     process.boot_check(settings.redis_url, process.name_of("dashboard"))
-    while True:
-        asked.wait()
-        asked.clear()
-        if signals.stop or process.reload_wanted(signals):
-            break
-    server.shutdown()
+    while not (signals.stop or process.reload_wanted(signals)):
+        woken.recv(4096)
+    server.drain()
     if not signals.stop:
-        process.reexec()
+        process.reexec(server.socket)
     log.event("process.end", program="dashboard")
 
 

@@ -15,13 +15,13 @@ import re
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import urlsplit
 
 from hookq import dlq, log, process
-from hookq.config import EX_DECLINED, EX_GONE, EX_UNREACHABLE, EX_USAGE, VERSION, Config, add_flags, load
+from hookq.config import EX_DECLINED, EX_GONE, EX_UNREACHABLE, EX_USAGE, VERSION, Config, add_flags, load, redis_url
 from hookq.job import arrived_at
 from hookq.spool import SpoolFailed
 from hookq.store import Act, Away, Cause, Parked, Search, Store
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     chosen.add_argument("--since", default="", metavar="T", help="dead since T: 90s, 2h or 3d ago, or an ISO date")
     chosen.add_argument("--until", default="", metavar="T", help="dead before T")
     made.add_argument("--by-cause", action="store_true", help="with --view: grouped by cause, the most first")
-    made.add_argument("--limit", type=limit, default=20, metavar="N", help="with --view: how many (default 20, 0 = all)")
+    made.add_argument("--limit", type=limit, metavar="N", help="with --view: how many (default 20, 0 = all)")
     made.add_argument("--newest", action="store_true", help="with --view: the newest first; numbers stay the same")
     made.add_argument("--raw", action="store_true", help="with --show: the body alone, byte for byte")
     made.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, and do nothing")
@@ -95,11 +95,12 @@ def limit(text: str) -> int:
 
 
 def open_url(text: str) -> str:
-    if "@" in text:  # any user of the machine can read a command line
+    if "@" in text or "password" in text:  # any user of the machine can read a command line
         raise argparse.ArgumentTypeError("a URL with a password belongs into REDIS_URL or REDIS_URL_FILE, not on the command line")
-    if urlsplit(text).scheme not in ("redis", "rediss", "unix"):
-        raise argparse.ArgumentTypeError(f"{text!r} does not begin with redis://, rediss:// or unix://")
-    return text
+    try:
+        return redis_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"it must be {error}") from None
 
 
 def main() -> None:
@@ -110,6 +111,11 @@ def main() -> None:
         sys.exit("Standard output is closed: there is nowhere to write to.")
     if isinstance(args.retry, int) and selected(args):
         made.error("--retry N counts in the whole list; with a selector, say --retry all")
+    if selected(args) and (args.undo is not None or args.show is not None or args.audit):
+        made.error("selectors go with --view, --retry all, --flush and --export")
+    if not args.view and (args.limit is not None or args.newest or args.by_cause):
+        made.error("--limit, --newest and --by-cause go with --view")
+    args.limit = 20 if args.limit is None else args.limit
     log.to_nowhere()  # the command's own output says what it did; the lines are for daemons
     try:
         args.settings = process.load_or_exit(lambda: settings_of(args))
@@ -250,7 +256,9 @@ def show(store: Store, args: argparse.Namespace) -> int:
 def retry(store: Store, args: argparse.Namespace) -> int:
     if args.retry != "all":
         found = [job for _, job in dlq.jobs(store, dlq.select(store, Search(), args.retry, 1))]
-        if args.dry_run and found:
+        if args.dry_run:
+            if not found:
+                raise dlq.NoSuch(f"There is no dead letter number {args.retry}; see `dlqctl --view`.")
             return told(args, {"would_retry": [found[0].id]}, f"Would put back {found[0].id}.")
         id = dlq.retry_rank(store, args.retry, actor())
         of = f" ({found[0].source} {log.printable(found[0].event_type)})" if found and found[0].id == id else ""
@@ -299,16 +307,20 @@ def undo(store: Store, args: argparse.Namespace) -> int:
 
 def export(store: Store, args: argparse.Namespace) -> int:
     """Write those selected; a file appears whole or not at all, readable by its owner only."""
-    chosen, part = dlq.select(store, search_of(store, args)), f"{args.export}.part"
+    chosen, target, part = dlq.select(store, search_of(store, args)), Path(args.export), ""
     try:
-        file = 1 if args.export == "-" else os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-        with open(file, "w", closefd=file != 1) as out:
-            count = sum(write_line(store, number, job, out) for number, job in dlq.jobs(store, chosen))
-        if file != 1:
-            Path(part).replace(args.export)
+        if args.export == "-":
+            count = sum(write_line(store, number, job, sys.stdout) for number, job in dlq.jobs(store, chosen))
+        else:
+            file, part = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name}-")
+            with os.fdopen(file, "w") as out:
+                count = sum(write_line(store, number, job, out) for number, job in dlq.jobs(store, chosen))
+            Path(part).replace(target)
     except BrokenPipeError:
         raise
     except OSError as error:
+        if part:
+            Path(part).unlink(missing_ok=True)
         print(f"{log.printable(args.export)} cannot be written: {error.strerror}.", file=sys.stderr)
         return 1
     print(f"Wrote {dlq.counted(count)} with headers and bodies as they came: keep them as safe as the secrets.", file=sys.stderr)

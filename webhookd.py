@@ -22,17 +22,14 @@ import argparse
 import heapq
 import http.server
 import json
-import os
 import resource
 import secrets
 import selectors
 import socket
-import stat
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from pathlib import Path
 
 from hookq import log, process, selftest, wire
 from hookq.config import VERSION, Config, add_flags, load
@@ -144,6 +141,7 @@ class Server(http.server.HTTPServer):
         self.spooled = 0
         self.spool_why = ""
         self.draining_spool = False
+        self.to_remove: list[int] = []
         self.intake_mask = 0
 
     # ---------------- the loop
@@ -160,7 +158,7 @@ class Server(http.server.HTTPServer):
         self.intake.start()  # and only then _listen: whoever connects at once would be answered 503
         swept, self.started_at = 0.0, time.monotonic()
         while not (self.draining_since and self._drained()):
-            wait_s = 0 if self.more else 0.05 if self.draining_since else SWEEP_S
+            wait_s = 0 if self.more or (self.pending and not self.intake.up) else 0.05 if self.draining_since else SWEEP_S
             for event, mask in self.selector.select(wait_s):
                 event.data(mask) if callable(event.data) else self._on_connection(event.data, mask)
             more, self.more = self.more, {}
@@ -490,8 +488,10 @@ class Server(http.server.HTTPServer):
             self.flushes.append((self.ids.make(time.time()), self.counters))
             self.counters, self.flushed_at = Counter(), now
         if not self.intake.up:
-            if self.pending:
+            for _ in range(ANSWERS):  # each answer may let the next of a pipeline through
                 waiting, self.pending = list(self.pending), deque()
+                if not waiting:
+                    break
                 self._into_spool(waiting)
             return
         while not self.intake.busy and self.intake.up:
@@ -555,7 +555,7 @@ class Server(http.server.HTTPServer):
             self.intake_mask = 0
         tokens = self.intake.failed(why)
         self.retry_at = time.monotonic() + 0.1
-        self.draining_spool = False
+        self.draining_spool = bool(self.to_remove)
         self.flushes.extendleft(reversed([flush for _, _, flush in tokens if flush]))
         under_way = [entry for batch, _, _ in tokens for entry in batch if entry[0]]
         waiting, self.pending = under_way + list(self.pending), deque()
@@ -578,7 +578,6 @@ class Server(http.server.HTTPServer):
         if waiting and not self.spooled:
             log.event("spool.begin", "warning", why="Redis is away: deliveries are kept on the local disk")
         self.spooled += len(waiting)
-        self.counters["spooled"] += len(waiting)
         now = time.time()
         for c, delivery, _ in waiting:
             self._accepted(c, delivery, delivery.id, now)
@@ -604,20 +603,25 @@ class Server(http.server.HTTPServer):
         self._submit([(None, spooled.delivery, spooled.dedupe_s) for spooled in found], [spooled.row for spooled in found])
 
     def _drained_rows(self, rows: list[int]) -> None:
-        self.draining_spool = False
+        """Forget rows that are in Redis now. Where that fails nothing more is drained: they would only come again."""
         try:
-            self.spool.remove(rows)
-        except SpoolFailed as error:  # they stay, are drained again, and are found in Redis
+            self.counters["spooled"] += self.spool.remove(rows)
+            self.to_remove, self.draining_spool = [], False
+        except SpoolFailed as error:
+            self.to_remove = rows
             self._spool_state(str(error))
-            self.spooled = 0  # the sweep looks again, not at once
 
     def _look_at_spool(self) -> None:
-        """Find out what other processes, or an earlier life of this one, left in it; and whether it works again."""
+        """Find out what other processes, or an earlier life of this one, left in it; and whether it can be written again."""
         try:
-            if self.spool_why and not self.intake.up:
+            if self.spool_why:
                 self.spool.accept([])
-            self.spooled, _ = self.spool.size()
-            self._spool_state("")
+            if self.to_remove:
+                self._drained_rows(self.to_remove)
+            elif not self.draining_spool:
+                self.spooled, _ = self.spool.size()
+            if not self.to_remove:
+                self._spool_state("")
         except SpoolFailed as error:
             self._spool_state(str(error))
 
@@ -640,8 +644,7 @@ class Server(http.server.HTTPServer):
                 self.why = self.intake.why
                 log.event("redis.unreachable", "error", why=self.why, then="trying again")
             self.intake.start()
-        if not self.draining_spool:
-            self._look_at_spool()
+        self._look_at_spool()
         if not self.draining_since and now - self.started_at > FIRST_REDIS_S:
             self._listen(True)
 
@@ -673,19 +676,6 @@ class Server(http.server.HTTPServer):
         return told and not (self.connections or self.pending or self.intake.under_way)
 
 
-def inherited_socket() -> socket.socket | None:
-    """Return the listening socket supervisord has put on fd 0, or None when fd 0 is something else."""
-    try:
-        if stat.S_ISSOCK(Path("/dev/fd/0").stat().st_mode):
-            sock = socket.socket(fileno=0)
-            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                return sock
-            sock.detach()
-    except OSError:
-        pass
-    return None
-
-
 def serve(read_settings: Callable[[], Config]) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -696,7 +686,7 @@ def serve(read_settings: Callable[[], Config]) -> None:
     except OSError as error:
         log.event("spool.failed", "critical", why=f"STATE_DIR {settings.state_dir} cannot be made: {error.strerror}")
     try:
-        server = Server(settings, inherited_socket())
+        server = Server(settings, process.inherited_socket())
     except OSError as error:
         sys.exit(f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. Set HOST and PORT to a free address.")
     signals.wake = server.wake
@@ -704,9 +694,7 @@ def serve(read_settings: Callable[[], Config]) -> None:
     log.event("process.start", program="webhookd", version=VERSION, sources=sorted(settings.sources), files=hard)
     server.run(signals)
     if server.reload and not signals.stop:
-        if server.socket.fileno():
-            os.dup2(server.socket.fileno(), 0)  # started by hand: the next of us finds it where supervisord puts it
-        process.reexec()
+        process.reexec(server.socket)
     log.event("process.end", program="webhookd")
 
 

@@ -313,9 +313,8 @@ class Minder(threading.Thread):
         worker, store = self.worker, self.store
         current = worker.current
         job = {"id": current[0].delivery.id, "source": current[0].delivery.source, "for_s": round(now - current[1], 1)} if current else None
-        store.beat(
-            {"at": time.time(), "started_at": self.started_at, "pid": os.getpid(), "done": worker.done, "job": job}, log.take_counts()
-        )
+        beat = {"started_at": self.started_at, "pid": os.getpid(), "done": worker.done, "job": job}
+        store.beat(beat, log.take_counts())
         self.answered_at = time.monotonic()
         if now - self.renewed_at >= RENEW_S:
             self.renewed_at = now
@@ -343,7 +342,8 @@ class Minder(threading.Thread):
         # While Redis was away nobody could renew: those leases have not run out.
         if now - self.idle_at >= RENEW_S and now - self.up_since > LEASE_S:
             self.idle_at = now
-            old = {name for name, beat in self.store.workers().items() if time.time() - beat["at"] > FORGET_S}
+            redis_now = self.store.now()
+            old = {name for name, beat in self.store.workers().items() if redis_now - beat["at"] > FORGET_S}
             for name in holders - (gone or set()):
                 self._reclaim(name, 0.0 if gone is None and name in old else LEASE_S)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from hookq.handlers import BadHandler, find_handler
 from hookq.schemes import ALGORITHMS, ENCODINGS, PART, SCHEMES, Scheme
@@ -31,6 +31,8 @@ MIN_SECRET: Final = 16
 
 # Half of what Redis takes as one value by default: an entry holds the header lines too.
 MAX_MAX_BODY: Final = 256 << 20
+
+REDIS_OPTIONS: Final = frozenset(("db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"))
 
 # A unix socket's path ends at 107 bytes; this leaves room for "/supervisor.sock" and a temporary suffix.
 MAX_STATE_DIR: Final = 80
@@ -85,18 +87,30 @@ def _secret(text: str) -> str:
 
 
 def _password(text: str) -> str:
-    if len(text) < 8:
-        raise ValueError("at least 8 characters")
+    if len(text) < 8 or not text.isprintable():
+        raise ValueError("at least 8 printable characters")
     return text
 
 
-def _redis_url(text: str) -> str:
+def _is_url(value: Any) -> bool:
+    """Tell whether this is a whole http(s) URL, whose parts can be taken later without an error."""
+    try:
+        url = urlsplit(value)
+        return url.port != 0 and bool(url.hostname and re.fullmatch(r"https?://[!-~]+", value))
+    except (TypeError, ValueError):
+        return False
+
+
+def redis_url(text: str) -> str:
     right = "a URL that begins with redis://, rediss:// or unix://, or nothing for the embedded Redis"
     try:
         url = urlsplit(text)
         url.hostname, url.port and url.hostname and url.hostname.encode("idna")  # they raise when they are nonsense
-    except ValueError as error:
-        raise ValueError(f"{right} ({error})") from None
+        unknown = set(parse_qs(url.query)) - REDIS_OPTIONS
+    except ValueError:  # its message may have a part of the password in it
+        raise ValueError(f"{right}; / # ? and @ in a password must be percent-encoded") from None
+    if unknown:
+        raise ValueError(f"{right}, with no options but {', '.join(sorted(REDIS_OPTIONS))}")
     if text and url.scheme not in ("redis", "rediss", "unix"):
         raise ValueError(right)
     return text
@@ -138,7 +152,7 @@ SETTINGS: Final = (
     Setting("DASHBOARD_PORT", _whole(1, 65535), "7001", "where the dashboard and /metrics listen"),
     Setting("DASHBOARD_PASSWORD", _password, "", "HTTP Basic, user operator", secret=True),
     Setting("DASHBOARD_NAMES", _names, "", "further host names the dashboard is opened by, such as a proxy's"),
-    Setting("REDIS_URL", _redis_url, "", "nothing: the embedded Redis", secret=True),
+    Setting("REDIS_URL", redis_url, "", "nothing: the embedded Redis", secret=True),
     Setting("REDIS_MAXMEMORY", _size, "1gb", "of the embedded Redis"),
     Setting("INGEST_PROCESSES", _whole(1, 64), "2", "ingestion processes"),
     Setting("WORKERS", _whole(0, 256), "2", "worker processes"),
@@ -220,7 +234,7 @@ _COMMON: Final[dict[str, Check]] = {
     "dedupe_s": (lambda v: type(v) is int and 1 <= v <= 31_536_000, "a whole number of seconds above 0"),
     "dedupe": _one_of("id", "body"),
     "tolerance_s": _SECONDS,
-    "public_url": (lambda v: isinstance(v, str) and bool(re.fullmatch(r"https?://[!-~]+", v)), "a http(s) URL"),
+    "public_url": (_is_url, "a http(s) URL"),
 }
 _HMAC: Final[dict[str, Check]] = {
     "algorithm": _one_of(*ALGORITHMS),
@@ -382,7 +396,7 @@ def _source(name: str, table: dict[str, Any], base: Path, lookup: Mapping[str, s
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", name):
         problems.append(f"{say}is no name for a source: use a-z, 0-9 and -, at most 64.")
     checks = {**_COMMON, **(_HMAC if table.get("scheme") == "hmac" else {})}
-    if table.get("scheme") not in SCHEMES:  # what its keys should be cannot be told then
+    if not isinstance(table.get("scheme"), str) or table["scheme"] not in SCHEMES:  # what its keys should be cannot be told then
         checks |= _HMAC
     for key, value in table.items():
         if key not in checks:
@@ -405,6 +419,8 @@ def _source(name: str, table: dict[str, Any], base: Path, lookup: Mapping[str, s
     if scheme.or_else and "tolerance_s" in good:
         scheme = dataclasses.replace(scheme, or_else=dataclasses.replace(scheme.or_else, tolerance_s=good["tolerance_s"]))
     _check_scheme(scheme, say, "public_url" in table, problems)
+    if scheme.special == "mailgun" and good.get("dedupe") == "body":
+        problems.append(f'{say}dedupe is "body", which mailgun does not sign: each forged body would be a new delivery; use "id".')
     problems += [
         f"{say}secrets: {reference} is not base64 of {MIN_SECRET} bytes or more, after whsec_: copy it whole."
         for reference, secret in zip(good.get("secrets", ()), secrets, strict=False)
@@ -421,6 +437,8 @@ def _check_scheme(scheme: Scheme, say: str, has_url: bool, problems: list[str]) 
     for part, key in (("{timestamp}", "timestamp_header"), ("{id}", "id_header")):
         if part in scheme.signed and not (getattr(scheme, key) or scheme.timestamp_name):
             problems.append(f"{say}signed has {part}, so {key} must say which header that is.")
+    if scheme.timestamp_header and "{timestamp}" not in scheme.signed:
+        problems.append(f"{say}timestamp_header is not part of signed: anybody could send an old request with a new time.")
     if scheme.needs_url and not has_url:
         problems.append(f"{say}the URL is signed, so public_url must say what the sender calls: it is never taken from Host.")
 
@@ -442,7 +460,7 @@ def _resolve(reference: str, say: str, base: Path, lookup: Mapping[str, str], pr
     if len(value) < MIN_SECRET:
         state = "is not set" if not value else f"is shorter than {MIN_SECRET} characters"
         problems.append(f"{say}secrets: {reference} {state}; `openssl rand -hex 32` makes a good one.")
-    return value.encode()
+    return value.encode("utf-8", "surrogateescape")
 
 
 def _unset(name: str) -> str:

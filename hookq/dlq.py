@@ -21,7 +21,7 @@ from hookq.store import CHUNK, NEVER, Act, Cause, Parked, Search, Store
 # 8 characters of hex: an act is undone by typing this, so it is short; 24 h of acts do not collide.
 ACT_BYTES: Final = 4
 # Headers that could let somebody in.
-HIDDEN: Final = re.compile(r"authorization|cookie|signature|token|secret|-key$")
+HIDDEN: Final = re.compile(r"auth|cookie|signature|hmac|digest|token|secret|password|jwt|assertion|-key$")
 PAGE_LIMIT: Final = 1000  # moved by one act of the page: what a browser waits for, and a person can oversee
 UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -157,6 +157,7 @@ def by_cause(store: Store, search: Search) -> list[Cause]:
                 ends = store.parked([ids[0], ids[-1]]) if ids else []
                 if len(ends) < 2:
                     continue
+                ends.sort(key=lambda job: job.at)  # ids that were named come in the order of the naming
                 cause = cause._replace(total=len(ids), first_at=ends[0].at, last_at=ends[1].at, sample=ends[1].id)
             rows.append(cause)
     return sorted(rows, key=lambda cause: (-cause.total, cause.first_at))

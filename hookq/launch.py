@@ -101,6 +101,7 @@ def make_secrets(root: Path) -> dict[str, str]:
     if made:
         file = os.open(root / ".env", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         # A line end first: the last line of a file somebody wrote by hand may lack its own.
+        os.fchmod(file, 0o600)  # it may have been there, for all to read
         os.write(file, "".join(f"\n{name}={value}" for name, value in made.items()).encode() + b"\n")
         os.close(file)
     return made

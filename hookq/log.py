@@ -32,10 +32,14 @@ def to_nowhere() -> None:
 def never_wait() -> None:
     """Drop lines from now on rather than wait for a reader that has stopped: for ingestion, which waits for nobody.
 
-    Only where standard output is a pipe: what else may hold the same terminal or file would not expect it.
+    The pipe is opened anew for that: whoever else holds it would not expect a write to fail.
     """
-    if stat.S_ISFIFO(os.fstat(1).st_mode):
-        os.set_blocking(1, False)
+    global _out
+    try:
+        if stat.S_ISFIFO(os.fstat(1).st_mode):
+            _out = os.open("/proc/self/fd/1", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        pass
 
 
 def take_counts() -> Counter[str]:
@@ -48,7 +52,7 @@ def take_counts() -> Counter[str]:
 def event(name: str, /, level: str = "info", **facts: Any) -> None:
     """Write one line. A reader that is gone, or has stopped, is no reason to stop: the line is dropped, and counted all the same."""
     _counts[f"log:{level}"] += 1
-    write = _text if sys.stdout.isatty() else _json
+    write = _text if sys.stdout and sys.stdout.isatty() else _json
     facts = {key: value for key, value in facts.items() if value is not None}
     line = write(name, level, {key: _short(value, MAX_VALUE) for key, value in facts.items()}).encode("utf-8", "replace")
     if len(line) > MAX_LINE:

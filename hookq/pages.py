@@ -21,10 +21,14 @@ from hookq.config import VERSION
 from hookq.job import Delivery, arrived_at
 from hookq.programs import Program
 from hookq.status import Status, by_source, millis, numbers, plural, seconds, times, verdict
-from hookq.store import NEVER, Cause, Parked, Search
+from hookq.store import NEVER, Parked, Search
 
 TEMPLATES: Final = Path(__file__).parent.parent / "templates"
 ROWS: Final = 25
+# What a list of dead letters is narrowed by: in its URL, its forms, and the question before an act on all that match.
+FILTER: Final = ("q", "source", "cause", "since", "until", "error", "type")
+SHOWN_FILTER: Final = FILTER[:4]
+MAX_CAUSES: Final = 50
 SHOWN_BODY: Final = 64 * 1024  # bytes; the rest by download
 SHOWN_HEX: Final = 4 * 1024
 MAX_PRETTY: Final = 1 << 20  # to indent JSON takes 20 times its size, and a page must not
@@ -103,7 +107,7 @@ def overview(status: Status, frame: Frame) -> bytes:
         "overview", title="Overview", notice=frame.notice, token=frame.token, level=level,
         verdict=joined(part("clause", text=text, href=href) for text, href in clauses),
         counts=joined(counts),
-        causes=joined((cause_row(cause, status.now) for cause in status.causes[:50]), EMPTY_DEAD, 7),
+        causes=joined(cause_rows(status), EMPTY_DEAD, 7),
         sparks=joined(spark(name, [counts_of(row, name) for _, row in status.minutes]) for name in ("accepted", "done", "dead")),
         times=times(status.attempts),
         minutes=joined(minute_rows(status), "No data for this hour.", 4),
@@ -115,9 +119,12 @@ def overview(status: Status, frame: Frame) -> bytes:
     )  # fmt: skip
 
 
-def cause_row(c: Cause, now: float) -> Markup:
-    ends = {"first": moment(c.first_at, now), "last": moment(c.last_at, now)}
-    return part("cause", id=c.id, cause=c.cause, source=c.source, total=f"{c.total:,}", **ends, sample=c.sample)
+def cause_rows(status: Status) -> Iterable[Markup]:
+    for c in status.causes[:MAX_CAUSES]:
+        ends = {"first": moment(c.first_at, status.now), "last": moment(c.last_at, status.now)}
+        yield part("cause", id=c.id, cause=c.cause, source=c.source, total=f"{c.total:,}", **ends, sample=c.sample)
+    if len(status.causes) > MAX_CAUSES:
+        yield part("empty", text=f"and {len(status.causes) - MAX_CAUSES:,} more: dlqctl --view --by-cause", columns=7)
 
 
 def recent_rows(status: Status) -> Iterable[Markup]:
@@ -216,7 +223,9 @@ def dead_list(
     seen = (number - 1) * ROWS + len(chosen[:ROWS])
     looked = f" {selected.left:,} were not looked at." if selected.left else ""
     match = f"{selected.total:,}" if selected.total is not None else f"{'More than ' if more else ''}{seen:,}"
-    query = {name: texts.get(name, "") for name in ("q", "source", "cause", "since")}
+    if selected.total is None and number > 1 and not chosen:
+        match = "No more"
+    query = {name: texts.get(name, "") for name in FILTER}
     links = [("Newer", {"page": str(number - 1)})] if number > 1 else []
     links += [("Older", {"page": str(number + 1)})] if more else []
     links += [("Search through all", {"deep": "1"})] if selected.total is None and selected.left and not more else []
@@ -225,7 +234,8 @@ def dead_list(
     for name in sorted(audit["sources"]):
         sources.append(part("option", value=name, text=name, selected=Markup(" selected") if name == query["source"] else ""))
     return page(
-        "dead", title="Dead letters", notice=frame.notice, token=frame.token, **query, sources=joined(sources),
+        "dead", title="Dead letters", notice=frame.notice, token=frame.token, sources=joined(sources), hidden=hidden(query, FILTER),
+        more=hidden(query, FILTER[4:]), **{name: query[name] for name in SHOWN_FILTER if name != "source"},
         summary=f"{match} match, of {dlq.counted(everything)}.{looked if selected.total is None else ''}",
         caption=f"Page {number}, the newest first; N is the number for dlqctl --retry N",
         rows=joined((dead_row(n, job, frame.now) for n, job in chosen[:ROWS]), empty, 9),
@@ -239,6 +249,10 @@ def dead_row(number: int, job: Parked, now: float) -> Markup:
     return part("dead", **facts, age=seconds(now - job.at), error=dlq.why(job)[:300])
 
 
+def hidden(query: Mapping[str, str], names: Iterable[str]) -> Markup:
+    return joined(part("hidden", name=name, value=query[name]) for name in names if query[name])
+
+
 def where(query: Mapping[str, str], **more: str) -> str:
     return "/dashboard/dead?" + urlencode({name: value for name, value in {**query, **more}.items() if value})
 
@@ -250,10 +264,12 @@ def confirm(verb: str, ids: list[str], ends: list[Parked], search: Search, texts
         "retry": ("Put back all that match?", "These go back to ready with fresh attempts", f"Put back {count}"),
         "discard": ("Discard all that match?", "These are removed, restorable for 24 h", f"Discard {count}"),
     }[verb]
-    query = {name: texts.get(name, "") for name in ("q", "source", "cause")}
+    query = {name: texts.get(name, "") for name in FILTER}
+    # As times, not as "2h": the person may think for a while.
+    query |= {"since": iso(search.since) if search.since else "", "until": iso(search.until)}
     return page(
-        "confirm", title=title, what=what, button=button, notice=frame.notice, act=verb, token=frame.token, **query, count=count,
-        words=dlq.words(search._replace(until=NEVER)), since=iso(search.since) if search.since else "", until=iso(search.until),
+        "confirm", title=title, what=what, button=button, notice=frame.notice, act=verb, token=frame.token, count=count,
+        words=dlq.words(search._replace(until=search.until if texts.get("until") else NEVER)), hidden=hidden(query, FILTER),
         note=f"Only the first {dlq.PAGE_LIMIT:,} are moved at once; do it again for the rest." if len(ids) == dlq.PAGE_LIMIT else "",
         oldest=moment(min(job.at for job in ends), frame.now), newest=moment(max(job.at for job in ends), frame.now),
         sample=joined(part("sample", id=j.id, source=j.source, event_type=j.event_type, error=dlq.why(j)[:200]) for j in ends),

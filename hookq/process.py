@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -94,9 +95,25 @@ def in_background(work: Callable[..., None], *args: object) -> None:
         log.event("thread.refused", "error", error=str(error))
 
 
-def reexec() -> None:
-    """Start this program anew in the same process; open files but 0, 1 and 2 are closed by the kernel."""
+def inherited_socket() -> socket.socket | None:
+    """Return the listening socket supervisord has put on fd 0, or None when fd 0 is something else."""
+    try:
+        if stat.S_ISSOCK(Path("/dev/fd/0").stat().st_mode):
+            sock = socket.socket(fileno=0)
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return sock
+            sock.detach()
+    except OSError:
+        pass
+    return None
+
+
+def reexec(listening: socket.socket | None = None) -> None:
+    """Start this program anew in the same process; open files but 0, 1 and 2 are closed by the kernel. The next of us
+    finds the listening socket where supervisord would put it, with those who wait in it."""
     log.event("process.reexec")
+    if listening and listening.fileno():
+        os.dup2(listening.fileno(), 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, _HUP)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

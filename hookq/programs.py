@@ -10,6 +10,7 @@ import xmlrpc.client
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from xml.parsers.expat import ExpatError
 
 LIMIT_S: Final = 2.0
 OURS: Final = ("webhookd", "worker", "dashboard")
@@ -51,8 +52,10 @@ def _ask(state_dir: Path, method: str, *args: Any) -> Any:
         with closing(_Transport(path)) as transport:
             server = xmlrpc.client.ServerProxy("http://operator:local@localhost", transport=transport)
             return getattr(server.supervisor, method)(*args)
-    except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
-        why = error.faultString if isinstance(error, xmlrpc.client.Fault) else getattr(error, "strerror", None) or repr(error)
+    except xmlrpc.client.Fault:
+        raise
+    except (OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError) as error:
+        why = getattr(error, "strerror", None) or repr(error)
         raise NoSupervisor(f"supervisord does not answer on {path} ({why})") from None
 
 
@@ -71,11 +74,14 @@ def reload_all(state_dir: Path) -> list[str]:
     told = []
     for program in programs(state_dir):
         if program.name.split(":")[0] in OURS:
-            if program.state == "RUNNING":
-                _ask(state_dir, "signalProcess", program.name, "HUP")
-            elif program.state in ("EXITED", "FATAL"):
-                _ask(state_dir, "startProcess", program.name, False)
-            else:
+            try:
+                if program.state == "RUNNING":
+                    _ask(state_dir, "signalProcess", program.name, "HUP")
+                elif program.state in ("EXITED", "FATAL"):
+                    _ask(state_dir, "startProcess", program.name, False)
+                else:
+                    continue
+            except xmlrpc.client.Fault:  # it has just ended, or started: either way it reads the settings of now
                 continue
             told.append(program.name)
     return told

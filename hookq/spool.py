@@ -138,18 +138,19 @@ class Spool:
                 self._give_back(db)
         return found
 
-    def remove(self, rows: Sequence[int]) -> None:
-        """Forget rows that Redis has answered for; one that is gone already is no error."""
+    def remove(self, rows: Sequence[int]) -> int:
+        """Forget rows that Redis has answered for; return how many: one that another process has removed is no error."""
         with self._guard():
             db = self._connect()
             if db is None:
-                return
+                return 0
             db.execute("BEGIN IMMEDIATE")
-            db.executemany("DELETE FROM spool WHERE row = ?", [(row,) for row in rows])
+            cursor = db.executemany("DELETE FROM spool WHERE row = ?", [(row,) for row in rows])
             left, _ = db.execute(TOTAL).fetchone()
             db.execute("COMMIT")
             if not left:
                 self._give_back(db)
+            return cursor.rowcount
 
     def size(self) -> tuple[int, int]:
         """Return (deliveries, the bytes that max_bytes limits), (0, 0) without a file. Changes nothing, keeps no writer waiting."""

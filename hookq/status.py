@@ -4,7 +4,6 @@ Promises: the numbers of the ledger are of one moment; a list never reads a body
 of that moment too. supervisord or a spool that cannot be asked is said, never taken for nothing.
 """
 
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,15 +58,14 @@ def gather(store: Store, state_dir: Path) -> Status:
         running, why = programs(state_dir), ""
     except NoSupervisor as error:
         running, why = [], f"{error}: only workers that report to Redis are shown."
-    ended = {id: event["event"] for id, event in reversed(events)}
+    ended = {id: event["event"] for id, event in reversed(events) if event["event"] != "delivery.duplicate"}
     recent = store.recent()
     states = store.states([id for id, _, _ in recent])
     done = {"job.complete": "done", "job.discard": "discarded"}
     return Status(
         now=now,
         audit=dlq.audit(store, state_dir),
-        # A heartbeat has the worker's clock: hosts may be a minute apart, so only its age here tells.
-        workers={name: beat for name, beat in beats.items() if time.time() - beat["at"] < LIVE_S},
+        workers={name: beat for name, beat in beats.items() if now - beat["at"] < LIVE_S},
         programs=running,
         programs_why=why,
         minutes=store.minutes(MINUTES),

@@ -19,7 +19,7 @@
     {hookq}:history                STREAM  what was done lately, without bodies; about 10,000           by count
     {hookq}:recent                 LIST    id, source, event type of the deliveries accepted last; 25   by count
     {hookq}:acts                   STREAM  what operators did; about 1,000                              by count
-    {hookq}:workers                HASH    worker → heartbeat (JSON)                                    when it is gone
+    {hookq}:workers                HASH    worker → when it came, heartbeat (JSON)                      when it is gone
     {hookq}:missing                HASH    worker → first seen without a connection                     when it is back
     {hookq}:hand                   HASH    worker → entry of a suspect job it is about to run           when it is gone
     {hookq}:epoch                  STRING  made once; gone means that Redis came back empty             never
@@ -539,7 +539,8 @@ class Store:
             seen = [self.redis.get(key("seen", source, text)) for source in self.sources()]
             for begin in {text, *(id.decode() for id in seen if id)}:
                 for id, event in self.events(begin):
-                    found[id] = {"job.complete": "done", "job.discard": "discarded"}.get(event["event"], "gone")
+                    if event["event"] != "delivery.duplicate":  # which moves nothing
+                        found[id] = {"job.complete": "done", "job.discard": "discarded"}.get(event["event"], "gone")
                 if self.redis.exists(key("job", begin)):
                     found[begin] = "discarded"
                 for state in ("retry", "dead"):
@@ -670,9 +671,10 @@ class Store:
             return {name.decode(): int(value) for name, value in self.redis.hgetall(key("metrics")).items()}
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """Return the last heartbeat of each worker by its name."""
+        """Return the last heartbeat of each worker by its name; `at` is when it came, by Redis' clock."""
         with _reaching():
-            return {name.decode(): json.loads(beat) for name, beat in self.redis.hgetall(key("workers")).items()}
+            beats = {name.decode(): value.split(b"\n", 1) for name, value in self.redis.hgetall(key("workers")).items()}
+        return {name: {**json.loads(beat), "at": float(at)} for name, (at, beat) in beats.items()}
 
     def ping(self) -> None:
         """Return when Redis answers, else raise Away."""

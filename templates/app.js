@@ -29,6 +29,12 @@ if (verdict) {
   const start = () => {
     source = new EventSource("/dashboard/events");
     source.onmessage = (event) => update(JSON.parse(event.data));
+    source.onerror = () => { // too many live pages, or the login is over: the browser does not try again
+      if (source && source.readyState === EventSource.CLOSED) {
+        source = null;
+        button.textContent = "Not live: go on";
+      }
+    };
     button.textContent = "Live: pause";
   };
   button.type = "button";

@@ -73,7 +73,7 @@ def test_flags_beat_environment_beats_dotenv_beats_webhooks_toml(tmp_path):
             "short",
             "WEBHOOK_SECRET is not acceptable: it must be at least 16 characters; `openssl rand -hex 32` makes a good one.",
         ),
-        ("DASHBOARD_PASSWORD", "short", "DASHBOARD_PASSWORD is not acceptable: it must be at least 8 characters."),
+        ("DASHBOARD_PASSWORD", "short", "DASHBOARD_PASSWORD is not acceptable: it must be at least 8 printable characters."),
         (
             "REDIS_URL",
             "http://x",
@@ -171,6 +171,14 @@ def test_secrets_show_in_no_repr(tmp_path):
         ),
         ('[sources.s]\nscheme = "meta"\nsecrets = ["env:S"]\ndedupe = "no"\n', "dedupe is 'no': must be one of id, body."),
         ('[sources.s]\nscheme = "stripe"\nsecrets = ["env:S"]\nheader = "X"\n', "header is no setting of a source with this scheme."),
+        (
+            '[sources.s]\nscheme = "twilio"\nsecrets = ["env:S"]\npublic_url = "https://a:PORT/x"\n',
+            "public_url is 'https://a:PORT/x': must be a http(s) URL.",
+        ),
+        ('[sources.s]\nscheme = "twilio"\nsecrets = ["env:S"]\npublic_url = "https://[bad/x"\n', "must be a http(s) URL."),
+        ('[sources.s]\nscheme = "mailgun"\nsecrets = ["env:S"]\ndedupe = "body"\n', "each forged body would be a new delivery"),
+        ('[sources.s]\nscheme = ["github"]\nsecrets = ["env:S"]\n', "scheme is ['github']: must be one of"),
+        (HMAC + 'timestamp_header = "X-Time"\n', "timestamp_header is not part of signed"),
         (HMAC + 'public_url = "x"\n', "public_url is 'x': must be a http(s) URL."),
         (HMAC + 'header = "X Y"\n', "header is 'X Y': must be the name of a header."),
         (HMAC + 'handler = "nosuch.py:f"\n', "there is no file"),
@@ -207,3 +215,11 @@ def test_flags_are_whole_words_and_never_secrets():
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_flags(parser, "PORT", "MAX_BODY", "WEBHOOK_SECRET", "REDIS_URL")
     assert [a.option_strings for a in parser._actions[1:]] == [["--port"], ["--max-body"]]
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://u:p4ss/w0rd@h/0", "redis://u:p4ss#w0rd@h", "redis://u:p4ss?w0rd=1@h", "redis://h/?foo=p4ssw0rd", "redis://h:p4ssw0rd"]
+)
+def test_redis_url_that_is_nonsense_is_refused_without_a_part_of_its_password(tmp_path, url):
+    (found,) = problems(tmp_path, REDIS_URL=url)
+    assert "REDIS_URL is not acceptable" in found and "p4ss" not in found and "w0rd" not in found

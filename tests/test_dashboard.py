@@ -6,15 +6,19 @@ import http.client
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from urllib.parse import quote, urlencode
 
 import pytest
 from conftest import ROOT, accepted, dead_ids, free_port, until
 
 from hookq import dlq
+from hookq.schemes import SCHEMES
 from hookq.store import Settled
 
 LOGIN = {"Authorization": "Basic " + base64.b64encode(b"operator:a-password").decode()}
@@ -356,8 +360,66 @@ def test_redis_away_gets_503_and_a_useful_page(running, private_redis):
     ],
 )
 def test_bad_request_gets_its_code(page, request_, status):
-    import socket
-
     with socket.create_connection(("127.0.0.1", page.port), 10) as s:
         s.sendall(request_)
         assert s.recv(4096).startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_every_part_of_the_filter_holds_from_the_list_over_the_question_to_the_act(page, store):
+    made = [bury(store, error=error) for error in ("Other: no", "ValueError: no", "ValueError: no")]
+    text = page.ask(path="/dashboard/dead?error=Other")[1]
+    assert "1 match" in text and '<input type="hidden" name="error" value="Other">' in text
+    text = page.submit("discard", [("scope", "match"), ("error", "Other")])[1]
+    assert "1 dead letter" in text and "error Other" in text
+    fields = [(name, html.unescape(value)) for name, value in re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', text)]
+    page.ask("POST", "/dashboard/discard", urlencode(fields), {**LOGIN, **FORM})
+    assert set(dead_ids(store)) == {d.id for d in made[1:]}
+
+
+def test_silent_connections_keep_nobody_out(page):
+    silent = [socket.create_connection(("127.0.0.1", page.port), 5) for _ in range(100)]
+    started = time.monotonic()
+    assert page.ask(path="/livez")[0] == 200 and page.ask()[0] == 200
+    assert time.monotonic() - started < 4
+    for sock in silent:
+        sock.close()
+
+
+def test_delivery_that_is_sent_again_keeps_its_state(page, store):
+    made = accepted(store)[0]
+    store.settle([Settled(store.lease(["github"], 1, 100)[0], "done", {"attempt": 1, "event_type": "push"})])
+    assert store.accept([(replace(made, id=made.id[:-1] + "9"), 604_800)]) == [made.id]
+    assert "<dd>done</dd>" in page.ask(path=f"/dashboard/deliveries/{made.id}")[1]
+    assert re.search(rf"{made.id}</code></a></th><td>done</td>", page.ask()[1])
+
+
+@pytest.mark.parametrize("path", ["/dashboard?", "/dashboard/dead?"])
+def test_too_many_fields_get_400_and_a_sentence(page, path):
+    status, text, _ = page.ask(path=path + "&".join(f"a{n}=1" for n in range(300)))
+    assert status == 400 and "200 fields" in text
+
+
+def test_search_past_its_end_says_so(page, store):
+    bury(store, error="Timeout: no")
+    assert "No more match" in page.ask(path="/dashboard/dead?q=timeout&page=5")[1]
+
+
+def test_signature_of_every_scheme_is_hidden(page, store):
+    head = "".join(f"{name}: marked\r\n" for scheme in SCHEMES.values() for name in [scheme.header] if name).encode()
+    made = bury(store, head=head)
+    assert "marked" not in page.ask(path=f"/dashboard/deliveries/{made.id}")[1]
+
+
+def test_hup_finishes_what_is_in_hand_and_refuses_no_connection(running, store):
+    port = free_port()
+    program = running("dashboard.py", DASHBOARD_PORT=port)
+    made = Page(port)
+    until(made.up)
+    for life in range(2, 4):
+        program.process.send_signal(signal.SIGHUP)
+        while len(program.events("process.start")) < life:
+            assert made.ask(path="/livez")[0] == 200
+    assert made.ask()[0] == 200
+    for number in (signal.SIGHUP, signal.SIGTERM):  # the one within the handler of the other
+        program.process.send_signal(number)
+    assert program.process.wait(15) == 0

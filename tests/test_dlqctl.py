@@ -196,3 +196,44 @@ def test_two_people_retrying_the_same_number_put_it_back_once(redis_server, stor
     assert codes == [0, 3]
     audit = Store(redis_server.url, "probe").audit()
     assert (audit["ready"], audit["dead"], audit["gap"]) == (1, 0, 0) and made
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--flush", "--limit", "1", "-y"],
+        ["--undo", "--source", "github"],
+        ["--audit", "--since", "1h"],
+        ["--retry", "all", "--newest"],
+        ["--retry", "0", "--source", "github"],
+        ["--show", "x", "--by-cause"],
+    ],
+)
+def test_option_that_would_be_ignored_is_refused(dlqctl, store, args):
+    bury(store, 2)
+    assert dlqctl(*args).returncode == 2 and store.audit()["dead"] == 2
+
+
+def test_dry_run_of_a_number_that_is_not_there_does_nothing(dlqctl, store):
+    bury(store)
+    assert dlqctl("--retry", "5", "--dry-run").returncode == 3
+    assert dlqctl("--retry", "0", "--dry-run", "--json").returncode == 0 and store.audit()["dead"] == 1
+
+
+@pytest.mark.parametrize("url", ["redis://:pw@h", "redis://h/?password=x", "redis://h:notaport", "http://h", "redis://h/?foo=bar"])
+def test_redis_url_of_the_command_line_must_be_good_and_without_a_password(dlqctl, url):
+    done = dlqctl("--audit", "--redis-url", url)
+    assert done.returncode == 2 and "argument --redis-url" in done.stderr
+
+
+def test_export_is_private_and_leaves_nothing_behind_when_it_fails(dlqctl, store, tmp_path):
+    bury(store, 3)
+    (tmp_path / "out").write_text("older")
+    (tmp_path / "out").chmod(0o644)
+    assert dlqctl("--export", "out").returncode == 0
+    rows = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert len(rows) == 3 and (tmp_path / "out").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "folder").mkdir()
+    assert dlqctl("--export", "folder").returncode == 1 and dlqctl("--export", "nosuch/out").returncode == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "out"]
+    assert len(dlqctl("--export", "-").stdout.splitlines()) == 3

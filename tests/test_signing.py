@@ -290,3 +290,27 @@ def test_any_bytes_give_a_delivery_or_a_rejected(headers, body, prefixed):
         fields["x-sign"] = "v1=" + fields["x-sign"]
     found = verify(Signer("p", TIMED, (b"k" * 16,)), fields, b"", body, NOW, "job")
     assert isinstance(found, Rejected) and found.reason in ("missing", "malformed", "signature", "timestamp")
+
+
+@pytest.mark.parametrize("name", ["twilio", "mailgun"])
+def test_long_form_of_a_stranger_costs_next_to_nothing(name):
+    source = Signer(name, SCHEMES[name], (b"k" * 24,), "https://example.com/hook")
+    fields = {"x-twilio-signature": "x", "content-type": "application/x-www-form-urlencoded"}
+    started = time.process_time()
+    found = verify(source, fields, b"", b"a=" + b"%41" * 2_000_000, NOW, "job")
+    assert found.reason == "malformed" and time.process_time() - started < 0.05
+
+
+def test_token_of_mailgun_that_is_no_text_can_still_be_kept():
+    token = "\\ud800" + "a" * 10
+    digest = signing.hmac.digest(b"k" * 24, b"1700000000?" + b"a" * 10, "sha256").hex()
+    body = f'{{"signature": {{"timestamp": "1700000000", "token": "{token}", "signature": "{digest}"}}}}'.encode()
+    found = verify(Signer("mailgun", SCHEMES["mailgun"], (b"k" * 24,)), {}, b"", body, NOW, "job")
+    assert isinstance(found, Delivery) and found.delivery_id.encode()
+
+
+def test_delivery_whose_body_is_too_long_to_look_for_its_id_is_still_known_again():
+    source = Signer("stripe", SCHEMES["stripe"], (b"k" * 24,))
+    body = b'{"id":"evt_1","x":"' + b"y" * signing.MAX_PARSED + b'"}'
+    ids = {check(source, sign(source, body, NOW, "", ""), body).delivery_id for _ in range(2)}
+    assert len(ids) == 1 and len(ids.pop()) == 64

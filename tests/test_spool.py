@@ -336,7 +336,7 @@ for call in (spool.size, lambda: spool.oldest(1, 1), lambda: spool.remove([1]), 
 
 
 def test_nothing_is_made_before_the_first_delivery(spool, tmp_path):
-    assert spool.size() == (0, 0) and spool.oldest(9, 9) == [] and spool.remove([1]) is None
+    assert spool.size() == (0, 0) and spool.oldest(9, 9) == [] and spool.remove([1]) == 0
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -740,3 +741,31 @@ def test_reader_of_the_log_that_has_stopped_stops_nobody(redis_server, store, tm
         with os.fdopen(reader, "rb") as log:
             lines = log.read().splitlines()
     assert 10 < len(lines) < 1000 and all(json.loads(line) for line in lines)
+
+
+def test_pipelined_deliveries_do_not_wait_for_a_turn_while_redis_is_away(serve, private_redis):
+    _, port = serve(redis=private_redis)
+    private_redis.stop()
+    assert ask(port, request())[0] == GOOD
+    with Client(port) as client:
+        started = time.monotonic()
+        client.send(b"".join(request() for _ in range(6)))
+        assert [client.answer()[0] for _ in range(6)] == [GOOD] * 6 and time.monotonic() - started < 0.5
+
+
+def test_spool_that_cannot_be_written_is_drained_once_and_counted_once(serve, private_redis, tmp_path):
+    program, port = serve(redis=private_redis)
+    private_redis.stop()
+    assert [ask(port, request())[0] for _ in range(5)] == [GOOD] * 5
+    lock = sqlite3.connect(tmp_path / "state/spool.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    private_redis.start()
+    store = Store(private_redis.url, "probe")
+    until(lambda: store.audit()["accepted"] == 5)
+    program.saw("spool.failed")
+    lock.execute("ROLLBACK")
+    lock.close()
+    drained(store, tmp_path, accepted=5, ready=5)
+    until(lambda: store.metrics().get("spooled") == 5)
+    assert len(program.events("spool.failed")) == 1 and not program.events("delivery.duplicate")
+    store.close()
