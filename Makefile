@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test lint reload bench chaos clean redis
+.PHONY: help run test lint reload bench bench-quick chaos clean redis
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 13
 
 run: .venv/run redis  ## set up and run everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m hookq.launch
@@ -21,14 +21,17 @@ lint: .venv/dev  ## ruff, and mypy (strict) on hookq
 reload: .venv/run  ## every process finishes what it has, then starts anew with the settings of now
 	@$(BIN)/python -m hookq.launch reload
 
-bench: .venv/run redis  ## requests/s and CPU of ingestion, jobs/s of a worker, beside simpler ones
+bench: bench/.peers/ready redis  ## webhookd beside its peers, 15 minutes, into bench/results
 	$(BIN)/python bench/bench.py
+
+bench-quick: bench/.peers/ready redis  ## the same in about a minute, less exact, only printed
+	$(BIN)/python bench/bench.py --quick
 
 chaos: .venv/dev redis  ## kill, freeze, fill and restart everything under load for CHAOS_S seconds (default 60)
 	$(BIN)/python tests/chaos.py
 
 clean:  ## remove what set-up has made; .env and STATE_DIR stay
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv bench/.peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/run: pyproject.toml
@@ -38,6 +41,11 @@ clean:  ## remove what set-up has made; .env and STATE_DIR stay
 
 .venv/dev: pyproject.toml .venv/run
 	$(BIN)/pip install -q --disable-pip-version-check -e .[dev]
+	@touch $@
+
+# What the bench stands beside; never needed otherwise.
+bench/.peers/ready: bench/peers/package.json bench/peers/requirements.txt .venv/run
+	@sh bench/peers/bring.sh "$(PYTHON)"
 	@touch $@
 
 # The embedded Redis, and the tests' own; not needed to run with REDIS_URL.

@@ -1,193 +1,215 @@
-"""Measures one ingestion process and one worker, each beside a simpler one, in turn and in one run: read the ratios.
+"""Measures webhookd beside its peers, in turn (A B A B) and in one run, and says which targets are met.
 
-    bench.py [--quick]
+    bench.py [--quick]          the full run takes about 15 minutes, the quick one about one
 
-Every answer is a 202 after an fsync (appendfsync always), for both servers. CPU is the kernel's count of the server
-process alone; Redis and the load client share the machine. Loopback only, bounded in time, ends by itself.
+Everything durable (appendonly yes, appendfsync always, for all), on loopback, each server and worker one process.
+CPU is the kernel's count of the server process; Redis and the load client share the machine. Every load is bounded in
+count and time, and what was started is ended. A peer that is not installed is left out, and that is said.
 """
 
 import argparse
-import json
-import os
-import shutil
-import socket
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import load
+import ingestion
+import report
+import rig
+import state
+import working
+from ingestion import EXPRESS, FASTIFY, STOCK, UVICORN
+from report import Line
+from rig import HERE, PEERS, Redis, Row, Void, median, ratio
+from working import BULLMQ, CELERY, DRAMATIQ, HUEY, RQ, RQ_SIMPLE
 
-from hookq.job import Delivery, JobIds
-from hookq.store import Away, Store
-
-ROOT = Path(__file__).resolve().parent.parent
-SECRET = "a-secret-for-the-bench-only"
-CONNECTIONS = 32
-TICK = os.sysconf("SC_CLK_TCK")
-HANDLER = "def handle(delivery):\n    delivery.json()\n"
-SOURCES = '[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\nhandler = "h.py:handle"\n'
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+Pairs = list[tuple[Row, Row]]
+# Of the target for each peer: CPU per request below this part of its, requests/s above this many times its.
+CPU_BELOW = {FASTIFY.name: (1 / 2, "half"), UVICORN.name: (1 / 3, "a third"), EXPRESS.name: (1 / 6, "a sixth")}
+RATE_ABOVE = {FASTIFY.name: 2.0, UVICORN.name: 2.5, EXPRESS.name: 4.0, STOCK.name: 6.0}
+JOBS_ABOVE = {BULLMQ.name: 4.0, RQ.name: 50.0, CELERY.name: 1.0, DRAMATIQ.name: 1.0, HUEY.name: 1.0}
 
 
-def cpu_s(pid: int) -> float:
-    """Return the seconds of CPU that the process has used, all threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
+class Plan:
+    """How much is measured. In the quick form one run of ours stands beside one of each peer."""
+
+    def __init__(self, quick: bool) -> None:
+        self.quick = quick
+        self.rounds, self.seconds, self.jobs = (1, 1, 4_000) if quick else (3, 3, 12_000)
+        self.ready, self.dead, self.kept = (20_000, 2_000, 10_500) if quick else (1_000_000, 100_000, 20_000)
+        self.began = time.monotonic()
+        self.left_out: list[str] = []
+
+    def say(self, what: str) -> None:
+        print(f"{time.monotonic() - self.began:5.0f} s  {what}", file=sys.stderr, flush=True)
+
+    def in_turn(self, what: str, ours: Callable[[], Row], peers: dict[str, Callable[[], Row]]) -> dict[str, Pairs]:
+        """Return for each peer the rows of runs that stood next to each other: ours, its, ours, its …"""
+        found: dict[str, Pairs] = {name: [] for name in peers}
+        for number in range(self.rounds):
+            self.say(f"{what}, round {number + 1} of {self.rounds}")
+            own = ours()
+            for place, (name, theirs) in enumerate(peers.items()):
+                try:
+                    own = ours() if place and not self.quick else own
+                    found[name].append((own, theirs()))
+                except Void as error:
+                    self.left_out.append(f"{what}, a run of {name}: {error}")
+        return {name: pairs for name, pairs in found.items() if pairs}
 
 
-def wait(condition: object, limit_s: float = 30.0) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        if time.monotonic() > end:
-            sys.exit("The bench gave up: something did not get ready in time.")
-        time.sleep(0.01)
+def ours_of(pairs: dict[str, Pairs]) -> list[Row]:
+    return [own for rows in pairs.values() for own, _ in rows]
 
 
-def answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-        return True
-    except OSError:
-        return False
+def measure_ingestion(plan: Plan, peers: Sequence[ingestion.Server]) -> tuple[list[Line], dict[str, Pairs]]:
+    def pairs_of(what: str, close: bool) -> dict[str, Pairs]:
+        def of(server: ingestion.Server) -> Callable[[], Row]:
+            return lambda: ingestion.closed_loop(server, plan.seconds, close=close)
+
+        return plan.in_turn(what, of(ingestion.OURS), {peer.name: of(peer) for peer in peers})
+
+    kept, lines = pairs_of("ingestion, keep-alive", False), []
+    for name, pairs in kept.items():
+        limit, word = CPU_BELOW.get(name, (None, ""))
+        lines.append(compare("CPU per request, µs", name, pairs, "cpu_us", limit, f"under {word}" if word else ""))
+    for name, pairs in kept.items():
+        lines.append(compare("requests/s", name, pairs, "per_s", RATE_ABOVE[name], f"{RATE_ABOVE[name]:g} times", above=True))
+    for name, pairs in pairs_of("ingestion, a connection each", True).items():
+        lines.append(compare("requests/s, a connection each", name, pairs, "per_s", 1.0, "ahead", above=True))
+    return lines, kept
 
 
-class Bench:
-    """A folder and a Redis of its own, and the processes under test."""
+def compare(what: str, name: str, pairs: Pairs, key: str, limit: float | None = None, target: str = "", *, above: bool = False) -> Line:
+    ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]
+    return Line(what, median(ours, key), name, median(theirs, key), ratio(pairs, key), limit, above, target)
 
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="hb"))
-        self.url = f"unix://{self.folder}/r.sock"
-        (self.folder / "h.py").write_text(HANDLER)
-        (self.folder / "webhooks.toml").write_text(SOURCES)
-        fixed = ["--port", "0", "--unixsocket", f"{self.folder}/r.sock", "--dir", str(self.folder), "--save", ""]
-        durable = ["--appendonly", "yes", "--appendfsync", "always"]
-        self.redis = subprocess.Popen(["redis-server", *fixed, *durable], stdout=subprocess.DEVNULL)
-        self.store = Store(self.url, "bench")
-        wait(self._pings)
 
-    def _pings(self) -> bool:
+def measure_processes(plan: Plan) -> list[Line]:
+    def two() -> Row:
+        return ingestion.closed_loop(ingestion.OURS, plan.seconds, processes=2)
+
+    pairs = plan.in_turn("two processes", two, {"one process": lambda: ingestion.closed_loop(ingestion.OURS, plan.seconds)})
+    return [compare("requests/s, two processes", name, rows, "per_s") for name, rows in pairs.items()]
+
+
+def measure_delays(plan: Plan, peers: Sequence[ingestion.Server], kept: dict[str, Pairs]) -> list[Line]:
+    """Each at half of its own peak rate, which is the harder for the faster one."""
+
+    def at_half(server: ingestion.Server, rows: list[Row]) -> Callable[[], Row]:
+        return lambda: ingestion.open_loop(server, median(rows, "per_s") / 2, plan.seconds)
+
+    theirs = {peer.name: at_half(peer, [b for _, b in kept[peer.name]]) for peer in peers if peer.name in kept}
+    pairs = plan.in_turn("half of the peak rate", at_half(ingestion.OURS, ours_of(kept)), theirs)
+    return [compare("p99 at half of its peak, ms", name, rows, "p99", 1.0, "under") for name, rows in pairs.items()]
+
+
+def measure_work(plan: Plan, peers: Sequence[working.Worker]) -> tuple[list[Line], dict[str, Pairs]]:
+    best = {}
+    for peer in peers:
+        plan.say(f"worker, the best setting of {peer.name}")
         try:
-            self.store.ping()
-            return True
-        except Away:
-            return False
+            best[peer] = working.best_variant(peer, plan.jobs // 2) if not plan.quick else peer.variants[len(peer.variants) // 2]
+        except Void as error:
+            plan.left_out.append(f"{peer.name}: {error}")
 
-    def start(self, *command: str, port: int = 0) -> "subprocess.Popen[bytes]":
-        env = {
-            **os.environ,
-            "WEBHOOK_SECRET": SECRET,
-            "REDIS_URL": self.url,
-            "WEBHOOKS_FILE": f"{self.folder}/webhooks.toml",
-            "PORT": str(port or 1),
-        }
-        with (self.folder / "log").open("ab") as out:
-            return subprocess.Popen([sys.executable, *command], env=env, cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+    def of(worker: working.Worker, variant: str) -> Callable[[], Row]:
+        return lambda: working.work(worker, plan.jobs, variant)
 
-    def close(self) -> None:
-        self.redis.kill()
-        self.redis.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+    named = {peer.name: of(peer, variant) for peer, variant in best.items()}
+    pairs, lines = plan.in_turn("worker", of(working.OURS, ""), named), []
+    settings = {peer.name: f"{peer.name} (at {variant})" for peer, variant in best.items() if len(peer.variants) > 1}
+    for name, rows in pairs.items():
+        limit = JOBS_ABOVE.get(name)
+        target = "" if limit is None else f"{limit:g} times" if limit > 1 else "ahead"
+        lines.append(compare("jobs/s of a worker", settings.get(name, name), rows, "per_s", limit, target, above=True))
+    for name, rows in list(pairs.items())[:1]:
+        lines.append(compare("CPU per job, µs", settings.get(name, name), rows, "cpu_us"))
+    return lines, pairs
 
 
-def serve(bench: Bench, command: list[str], port: int, seconds: float) -> dict[str, float]:
-    """Return requests/s, CPU per request and the times of the answers, of one server."""
-    bench.store.redis.flushall()
-    server = bench.start(*command, port=port)
-    try:
-        wait(lambda: answers(port))
-        run = [sys.executable, str(ROOT / "bench/load.py"), str(port), SECRET, str(CONNECTIONS)]
-        subprocess.run([*run, "0.3"], capture_output=True, check=True)
-        before = cpu_s(server.pid)
-        done = json.loads(subprocess.run([*run, str(seconds)], capture_output=True, check=True).stdout)
-        used = cpu_s(server.pid) - before
-    finally:
-        server.terminate()
-        server.wait(15)
-    if set(done["codes"]) != {"202"}:
-        sys.exit(f"The bench is void: not every answer was 202, but {done['codes']}.")
-    return {
-        "per_s": done["requests"] / done["seconds"],
-        "cpu_us": 1e6 * used / done["requests"],
-        "p50": done["p50_ms"],
-        "p99": done["p99_ms"],
-    }
+def measure_large(plan: Plan) -> list[Line]:
+    with Redis() as full, Redis() as empty:
+        plan.say(f"a system of {plan.ready:,} ready jobs and {plan.dead:,} dead letters is filled")
+        each = state.prepare(full, plan.ready, plan.dead)
+        name, size = f"{plan.ready:,} ready, {plan.dead:,} dead", sum(map(len, working.delivery(state.SMALL)))
+        taking = plan.in_turn(
+            "large system, ingestion",
+            lambda: state.ingest_on(full, plan.seconds),
+            {"the empty system": lambda: state.ingest_on(empty, plan.seconds)},
+        )
+        doing = plan.in_turn(
+            "large system, worker",
+            lambda: state.work_on(full, plan.jobs, empty=False),
+            {"the empty system": lambda: state.work_on(empty, plan.jobs, empty=True)},
+        )
+    lines = [compare(f"requests/s with {name}", peer, rows, "per_s", 0.9, "within 10%", above=True) for peer, rows in taking.items()]
+    lines += [compare(f"jobs/s with {name}", peer, rows, "per_s", 0.9, "within 10%", above=True) for peer, rows in doing.items()]
+    return [*lines, Line(f"bytes in Redis per ready job of {size:,}", each, limit=1.3 * size + 400, target="1.3 times + 400")]
 
 
-def fill(bench: Bench, jobs: int, stream: str) -> None:
-    bench.store.redis.flushall()
-    ids, head = JobIds(1), b"Content-Type: application/json\r\n"
-    for start in range(0, jobs, 500):
-        made = [
-            Delivery(ids.make(time.time()), "github", str(n), "push", time.time(), head, load.body(n)) for n in range(start, start + 500)
-        ]
-        if stream:
-            pipe = bench.store.redis.pipeline(transaction=False)
-            for delivery in made:
-                pipe.xadd(stream, {"id": delivery.delivery_id, "body": delivery.body})
-            pipe.execute()
-        else:
-            bench.store.accept([(delivery, 604_800) for delivery in made])
+def measure_held(plan: Plan, kept: dict[str, Pairs], worked: dict[str, Pairs]) -> list[Line]:
+    plan.say("bytes, memory, the way to the handler")
+    cost, way = state.bytes_per_job(plan.kept), state.to_handler(40 if plan.quick else 200)
+    return [
+        Line("from socket to handler, idle, p50, ms", way["p50"], limit=3.0, target="under 3"),
+        Line("the same, p99, ms", way["p99"]),
+        Line("memory of webhookd, MB", median(ours_of(kept), "rss"), limit=35.0, target="under 35"),
+        Line("memory of worker, MB", median(ours_of(worked), "rss"), limit=35.0, target="under 35"),
+        Line(
+            f"bytes in Redis per ready job of {cost['size']:,.0f}",
+            cost["ready"],
+            limit=1.3 * cost["size"] + 400,
+            target="1.3 times + 400",
+        ),
+        Line("bytes in Redis per finished job", cost["done"], limit=350.0, target="under 350"),
+    ]
 
 
-def work(bench: Bench, command: list[str], jobs: int, stream: str) -> dict[str, float]:
-    """Return jobs/s and CPU per job of one worker on a filled stream, from its first settled job on."""
-    fill(bench, jobs, stream)
-    left = (lambda: bench.store.redis.xlen(stream)) if stream else (lambda: jobs - bench.store.audit()["done"])
-    worker = bench.start(*command)
-    try:
-        wait(lambda: left() < jobs)
-        started, used, first = time.perf_counter(), cpu_s(worker.pid), left()
-        wait(lambda: left() == 0, 60)
-        took, used = time.perf_counter() - started, cpu_s(worker.pid) - used if worker.poll() is None else 0.0
-    finally:
-        worker.terminate()
-        worker.wait(15)
-    return {"per_s": first / took, "cpu_us": 1e6 * used / first}
+def panels(kept: dict[str, Pairs], worked: dict[str, Pairs]) -> list[tuple[str, list[tuple[str, float]]]]:
+    def rows(pairs: dict[str, Pairs], key: str) -> list[tuple[str, float]]:
+        own = [("webhookd", median(ours_of(pairs), key))] if pairs else []
+        return own + [(name, median([b for _, b in found], key)) for name, found in pairs.items()]
+
+    return [
+        ("CPU of the server process per request, µs (less is better)", rows(kept, "cpu_us")),
+        ("requests/s, one process, 32 keep-alive connections", rows(kept, "per_s")),
+        ("jobs/s of one worker process", rows(worked, "per_s")),
+    ]
 
 
-def median(rows: list[dict[str, float]], name: str) -> float:
-    return statistics.median(row[name] for row in rows)
-
-
-def table(title: str, ours: list[dict[str, float]], peer: list[dict[str, float]], peer_name: str, columns: dict[str, str]) -> None:
-    """Print one Markdown table: medians, and the median of the ratios of runs that stood next to each other."""
-    print(f"\n| {title} | webhookd | {peer_name} | ratio |\n|---|---|---|---|")
-    for name, label in columns.items():
-        ratio = statistics.median(a[name] / b[name] for a, b in zip(ours, peer, strict=True) if b[name])
-        print(f"| {label} | {median(ours, name):,.1f} | {median(peer, name):,.1f} | {ratio:.2f} |")
+def write(plan: Plan, lines: list[Line], charts: list[tuple[str, list[tuple[str, float]]]], notes: list[str]) -> None:
+    """Write both files; the quick form's stay out of the results that are kept."""
+    folder: Path = PEERS / "quick" if plan.quick else HERE / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = "Quick form: one short round, smaller counts." if plan.quick else f"{plan.rounds} rounds, peers in turn."
+    how = f"{kind} Bodies of 5.6 KB signed by HMAC, {rig.CONNECTIONS} connections, every 202 after an fsync, one process each."
+    page = report.markdown(lines, notes, how)
+    (folder / "bench.md").write_text(page)
+    (folder / "bench.svg").write_text(report.chart(charts))
+    print(page)
+    plan.say(f"written to {folder.relative_to(HERE.parent)}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Requests/s and CPU of ingestion, jobs/s of a worker.", allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="one short round")
-    quick = parser.parse_args().quick
-    rounds, seconds, jobs = (1, 1.0, 5_000) if quick else (3, 3.0, 20_000)
-    bench = Bench()
-    try:
-        ours, stock = [], []
-        for _ in range(rounds):
-            port, other = free_port(), free_port()
-            ours.append(serve(bench, ["webhookd.py"], port, seconds))
-            stock.append(serve(bench, ["bench/peer_stock.py", str(other), bench.url, SECRET], other, seconds))
-        columns = {"per_s": "requests/s", "cpu_us": "CPU per request, µs", "p50": "p50, ms", "p99": "p99, ms"}
-        table(f"ingestion, {load.BODY_BYTES} bytes, {CONNECTIONS} connections", ours, stock, "ThreadingHTTPServer", columns)
-        ours, simple = [], []
-        for _ in range(rounds):
-            ours.append(work(bench, ["worker.py"], jobs, ""))
-            simple.append(work(bench, ["bench/peer_worker.py", bench.url, "jobs"], jobs // 4, "jobs"))
-        table("worker, parses the body", ours, simple, "one command per job", {"per_s": "jobs/s"})
-        print(f"\nThe worker used {median(ours, 'cpu_us'):.1f} µs of CPU per job.")
-    finally:
-        bench.close()
+    parser = argparse.ArgumentParser(description="webhookd beside its peers, and the targets.", allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true", help="one short round, about a minute")
+    plan = Plan(parser.parse_args().quick)
+    servers = [peer for peer in ingestion.SERVERS[1:] if ingestion.present(peer.needs)]
+    workers = [peer for peer in working.PEER_WORKERS if ingestion.present(peer.needs) and not (plan.quick and peer is RQ_SIMPLE)]
+    missing = [peer.name for peer in (*ingestion.SERVERS[1:], *working.PEER_WORKERS) if not ingestion.present(peer.needs)]
+    plan.left_out += [f"{name}: not installed" for name in missing]
+    lines, kept = measure_ingestion(plan, servers)
+    lines += measure_processes(plan) + measure_delays(plan, servers, kept)
+    done, worked = measure_work(plan, workers)
+    lines += done + measure_held(plan, kept, worked) + measure_large(plan)
+    notes = [f"{peer.name}: {peer.lacks}." for peer in (*servers, *workers)]
+    notes += [f"Left out: {line}" for line in plan.left_out]
+    write(plan, lines, panels(kept, worked), notes)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Void as error:
+        sys.exit(f"The bench is void: {error}.")

@@ -1,6 +1,7 @@
 #!/bin/sh
 # What a fresh Debian or Ubuntu lacks: python3-venv, redis-server. Installed with apt-get where that is allowed, else
-# one sentence says what to type. Used by the Makefile: setup.sh venv PYTHON | setup.sh redis | setup.sh browser | setup.sh prometheus (for the tests that are skipped without)
+# one sentence says what to type. Used by the Makefile: setup.sh venv PYTHON | redis | browser | prometheus (for the
+# tests that are skipped without) | wrk | node (for the bench)
 set -eu
 
 install() {
@@ -32,4 +33,6 @@ venv)
 redis) install redis-server ;;
 browser) command -v chromium >/dev/null || install chromium ;;
 prometheus) command -v promtool >/dev/null || install prometheus ;;
+wrk) command -v wrk >/dev/null || install wrk ;;
+node) command -v npm >/dev/null || install nodejs npm ;;
 esac
