@@ -45,12 +45,20 @@ def requests(secret: bytes, content: bytes, count: int) -> list[bytes]:
     return [head + fields(signed, len(content), str(uuid.uuid4())) + b"\r\n" + content for _ in range(count)]
 
 
+def complete(answer: bytes) -> bool:
+    """Tell whether an answer with a Content-Length is all there."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
+    return bool(end) and len(body) >= int(length or 0)
+
+
 class Client:
     """The connections of one run; `free` are those without a request under way."""
 
     def __init__(self, port: int) -> None:
         self.port, self.free = port, deque[socket.socket]()
         self.due: dict[socket.socket, float] = {}
+        self.parts: dict[socket.socket, bytes] = {}  # of answers that come in pieces
         self.times: list[float] = []
         self.refused = 0
 
@@ -70,9 +78,13 @@ class Client:
     def receive(self, wait_s: float) -> None:
         # select, not epoll: its limit counts microseconds, and most rates leave less than a millisecond.
         for sock in select.select(list(self.due), [], [], max(0.0, wait_s))[0]:
-            answer = sock.recv(65536)
+            data = sock.recv(65536)
+            answer = self.parts.pop(sock, b"") + data
+            if data and not complete(answer):
+                self.parts[sock] = answer
+                continue
             self.times.append(time.perf_counter() - self.due.pop(sock))
-            if answer[9:12] == b"202":
+            if data and answer[9:12] == b"202":
                 self.free.append(sock)
             else:
                 self.refused += 1
