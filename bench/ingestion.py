@@ -95,7 +95,7 @@ def closed_loop(server: Server, seconds: int, *, close: bool = False, processes:
         before, redis_before = sum(map(rig.cpu_s, pids)), rig.cpu_s(base.process.pid)
         done = rig.wrk(port, base, seconds, close=close)
         used, redis_used = sum(map(rig.cpu_s, pids)) - before, rig.cpu_s(base.process.pid) - redis_before
-        rss = max(map(rig.memory_mb, pids))
+        memory = rig.memory_mb(pids[0])
         # The warm-up's last requests may be counted by either side: at most one for each connection.
         if not 0 <= durable(server, base) - stored - done["requests"] + CONNECTIONS <= 3 * CONNECTIONS:
             raise Void(f"{server.name} stored {durable(server, base) - stored} of {done['requests']} deliveries")
@@ -106,8 +106,7 @@ def closed_loop(server: Server, seconds: int, *, close: bool = False, processes:
         "redis_us": redis_used * each,
         "p50": done["p50_ms"],
         "p99": done["p99_ms"],
-        "rss": rss,
-    }
+    } | memory
 
 
 def durable(server: Server, db: Redis) -> int:

@@ -83,10 +83,11 @@ def cpu_s(pid: int) -> float:
     return total / TICK
 
 
-def memory_mb(pid: int) -> float:
-    """Return the resident memory of one process."""
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(lines["VmRSS"].split()[0]) / 1024
+def memory_mb(pid: int) -> Row:
+    """Return the resident memory of one process: all of it, and with what it shares with others divided among them."""
+    lines = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+    found = {line[0]: line[1] for line in lines}
+    return {"rss": int(found["Rss:"]) / 1024, "pss": int(found["Pss:"]) / 1024}
 
 
 # ---------------- what is started

@@ -127,8 +127,8 @@ def work(worker: Worker, jobs: int, variant: str = "", db: Redis | None = None) 
         first, used, started = done(), rig.cpu_s(pid), time.perf_counter()
         rig.wait(lambda: done() - before >= jobs, 60)
         last, took, used = done(), time.perf_counter() - started, rig.cpu_s(pid) - used
-        rss = rig.memory_mb(pid)
-    return {"per_s": (last - first) / took, "cpu_us": 1e6 * used / (last - first), "rss": rss}
+        memory = rig.memory_mb(pid)
+    return {"per_s": (last - first) / took, "cpu_us": 1e6 * used / (last - first)} | memory
 
 
 def counter(worker: Worker, db: Redis) -> Callable[[], int]:
