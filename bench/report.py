@@ -3,12 +3,12 @@
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 from rig import PEERS
 
@@ -77,8 +77,7 @@ def versions() -> str:
 
 
 def machine() -> str:
-    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{len(names)} cores ({names[0] if names else platform.machine()}), shared by server, Redis and load client"
+    return f"{os.cpu_count()} cores, shared by server, Redis and load client"
 
 
 def markdown(lines: Sequence[Line], notes: Sequence[str], how: str) -> str:
