@@ -53,7 +53,7 @@ SWEEP_S = 0.5  # how often deadlines are looked at
 RETRY_AFTER_S = 5
 REFUSALS_PER_S = 20  # log lines; the counters are exact
 DRAIN_NEW_S, DRAIN_KEPT_S, DRAIN_S = 2.0, 0.3, 10.0
-FIRST_REDIS_S = 1.0  # at the start, before connections are taken that can only be answered 503
+FIRST_REDIS_S = 1.0  # at the start, before connections are taken whose deliveries can only go to the spool
 FOREVER = float("inf")
 
 
@@ -155,7 +155,7 @@ class Server(http.server.HTTPServer):
 
     def run(self, signals: process.Signals) -> None:
         self.selector.register(self.woken, selectors.EVENT_READ, self._woken)
-        self.intake.start()  # and only then _listen: whoever connects at once would be answered 503
+        self.intake.start()  # and only then _listen: whoever connects at once would only go through the spool
         swept, self.started_at = 0.0, time.monotonic()
         while not (self.draining_since and self._drained()):
             wait_s = 0 if self.more or (self.pending and not self.intake.up) else 0.05 if self.draining_since else SWEEP_S

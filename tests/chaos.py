@@ -157,14 +157,7 @@ class Chaos:
                 os.kill(other, signal.SIGHUP)
         elif what == "restart":
             name = self.dice.choice([name for name in names if name.startswith(("webhookd", "worker"))])
-            ctl = [
-                str(Path(sys.executable).with_name("supervisorctl")),
-                "-c",
-                "supervisord.conf",
-                "-s",
-                f"unix://{self.stack.folder}/v/supervisor.sock",
-            ]
-            self.stack.run(*ctl, "restart", name)
+            self.stack.ctl("restart", name)
             name = name.split(":")[0]
         elif what == "full":
             name = "redis"

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -75,34 +76,35 @@ class Redis:
         self.process.wait(10)
 
 
+@contextmanager
+def own_redis(*options):
+    folder = Path(tempfile.mkdtemp(prefix="hq"))  # a short path: unix sockets end at 107 bytes
+    server = Redis(folder, *options).start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def redis_server():
     if not shutil.which("redis-server"):
         pytest.fail("redis-server is not installed: `make test` installs it, or apt-get install redis-server")
-    folder = Path(tempfile.mkdtemp(prefix="hq"))  # a short path: unix sockets end at 107 bytes
-    server = Redis(folder).start()
-    yield server
-    server.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    with own_redis() as server:
+        yield server
 
 
 @pytest.fixture
 def private_redis():
     """A redis-server that the test may stop, freeze or fill."""
-    folder = Path(tempfile.mkdtemp(prefix="hq"))
-    server = Redis(folder, "--appendonly", "yes", "--appendfsync", "always").start()
-    yield server
-    server.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    with own_redis("--appendonly", "yes", "--appendfsync", "always") as server:
+        yield server
 
 
 @pytest.fixture
 def small_redis():
-    folder = Path(tempfile.mkdtemp(prefix="hq"))
-    server = Redis(folder, "--maxmemory", "8mb", "--maxmemory-policy", "noeviction").start()
-    yield server
-    server.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    """One of 8 MB."""
+    with own_redis("--maxmemory", "8mb", "--maxmemory-policy", "noeviction") as server:
+        yield server
 
 
 def fill(store):

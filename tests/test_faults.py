@@ -158,7 +158,6 @@ def audit_of(store):
 def test_ingestion_restarted_in_every_way_refuses_nobody_R1(stack):
     stack.start()
     names = ["webhookd:webhookd_00", "webhookd:webhookd_01"]
-    control = [Path(sys.executable).with_name("supervisorctl"), "-c", "supervisord.conf", "-s", f"unix://{stack.folder}/v/supervisor.sock"]
 
     def starts(n):
         return (stack.folder / f"v/webhookd_0{n}.log").read_text().count('"process.start"')
@@ -173,7 +172,7 @@ def test_ingestion_restarted_in_every_way_refuses_nobody_R1(stack):
         for _ in range(2):
             restarted(lambda: [os.kill(pids(stack)[name], signal.SIGHUP) for name in names])
         restarted(lambda: stack.run(sys.executable, "-m", "hookq.launch", "reload"))
-        restarted(lambda: [stack.run(*control, "restart", name) for name in names])
+        restarted(lambda: [stack.ctl("restart", name) for name in names])
     assert Counter(codes) == {202: len(codes)}
     stack.settled(accepted=len(codes), done=len(codes))
 

@@ -7,7 +7,6 @@ import subprocess
 import time
 import urllib.request
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import test_dashboard
@@ -181,14 +180,7 @@ def test_prometheus_scrapes_the_stack_and_its_alert_fires_when_the_workers_are_g
         until(lambda: ask("query?query=webhookd_accepted_total").get("result"), 30, "a first scrape")
         assert ask("query?query=sum(webhookd_accepted_total)")["result"][0]["value"][1] == "1"
         assert not firing() & {"WebhookdNoWorkers", "WebhookdDown", "WebhookdLedgerGap"}
-        ctl = [
-            str(Path(test_stack.sys.executable).with_name("supervisorctl")),
-            "-c",
-            "supervisord.conf",
-            "-s",
-            f"unix://{stack.folder}/v/supervisor.sock",
-        ]
-        stack.run(*ctl, "stop", "worker:*")
+        stack.ctl("stop", "worker:*")
         until(lambda: "WebhookdNoWorkers" in firing(), 40, "the alert")
     finally:
         prometheus.terminate()

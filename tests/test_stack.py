@@ -85,16 +85,19 @@ class Stack:
         assert found["gap"] == 0
         return found
 
-    def status(self):
-        bare = {"PATH": self.env["PATH"]}
+    def ctl(self, *args):
+        """supervisorctl, as in a bare shell."""
         command = [
-            str(Path(sys.executable).with_name("supervisorctl")),
+            Path(sys.executable).with_name("supervisorctl"),
             "-c",
             "supervisord.conf",
             "-s",
             f"unix://{self.folder}/v/supervisor.sock",
         ]
-        out = subprocess.run([*command, "status"], cwd=ROOT, env=bare, capture_output=True, text=True, timeout=20).stdout
+        return subprocess.run([*command, *args], cwd=ROOT, env={"PATH": self.env["PATH"]}, capture_output=True, text=True, timeout=60)
+
+    def status(self):
+        out = self.ctl("status").stdout
         return {line.split()[0]: line.split()[1] for line in out.splitlines() if len(line.split()) > 1}
 
     def family(self):
@@ -185,8 +188,7 @@ def test_wrong_settings_end_the_start_with_every_mistake(stack):
 def test_process_with_wrong_settings_after_the_start_does_not_spin(stack):
     stack.start()
     (stack.folder / "w.toml").write_text("[sources.github]\n")
-    worker = str(Path(sys.executable).with_name("supervisorctl"))
-    stack.run(worker, "-c", "supervisord.conf", "-s", f"unix://{stack.folder}/v/supervisor.sock", "restart", "worker:worker_00")
+    stack.ctl("restart", "worker:worker_00")
     until(lambda: stack.status()["worker:worker_00"] == "EXITED", 10)
     log = stack.folder / "v/worker_00.log"
     assert log.read_text().count("scheme is missing") == 1
