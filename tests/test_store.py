@@ -416,16 +416,33 @@ def test_intake_sends_what_the_socket_does_not_take_at_once(intake, store):
     assert answers(intake, 1) == [("big", [made.id])]
 
 
-def test_intake_whose_script_is_unknown_fails_and_gives_its_tokens_back(intake, store):
+def test_intake_goes_on_when_redis_has_forgotten_its_scripts(intake, store):
     store.redis.script_flush()
-    intake.submit([(delivery(), WEEK)], None, "lost")
-    with pytest.raises(Away, match="NOSCRIPT"):
+    intake.submit([(made := delivery(), WEEK)], None, "kept")
+    assert answers(intake, 1) == [("kept", [made.id])] and store.audit()["gap"] == 0
+
+
+def test_intake_whose_entry_cannot_be_made_claims_nothing_and_gives_its_tokens_back_R6(intake, store):
+    store.redis.set(key("ready", "github"), "somebody else's")
+    made = [(delivery(delivery_id="x"), WEEK)]
+    intake.submit(made, None, "refused")
+    intake.submit([(delivery(), WEEK)], None, "behind it")
+    with pytest.raises(Away, match="WRONGTYPE"):
         answers(intake, 1)
-    assert intake.failed("NOSCRIPT") == [] or not intake.up
-    intake.start()
-    until(intake.adopt)
-    intake.submit([(made := delivery(), WEEK)], None, "found")
-    assert answers(intake, 1) == [("found", [made.id])]
+    assert intake.failed("WRONGTYPE") == ["refused", "behind it"]
+    assert not store.redis.exists(key("seen", "github", "x"))
+    store.redis.delete(key("ready", "github"))
+    assert store.accept(made) == [made[0][0].id]
+
+
+def test_accept_of_new_and_known_in_one_batch_leaves_one_entry_for_each_job_R6(store):
+    known = [delivery(source, f"{source}-{n}") for source in ("github", "partner") for n in range(3)]
+    store.accept([(d, WEEK) for d in known[::2]])
+    again = [delivery(d.source, d.delivery_id) for d in known]
+    ids = store.accept([(d, WEEK) for d in again])
+    assert ids == [d.id if n % 2 == 0 else again[n].id for n, d in enumerate(known)]
+    entries = [values[b"id"].decode() for name in ("github", "partner") for _, values in store.redis.xrange(key("ready", name))]
+    assert sorted(entries) == sorted(ids) and store.audit()["gap"] == 0
 
 
 def test_intake_on_a_full_redis_does_not_come_up(small_redis):

@@ -1,15 +1,26 @@
--- accept: ready jobs for a batch of verified deliveries, each unless it was seen before (R6). All or nothing: without
--- allow-oom Redis refuses the script before it starts when memory is full.
--- ARGV: the number of deliveries n, then 9 for each: dedupe_s, source, delivery_id, id, event_type, received_at, head,
--- body, secret; then, if there are counters to raise, an id of this raising and pairs of counter and increment.
+-- accept: what makes jobs of the entries that were added just before, in the same MULTI, for a batch of verified
+-- deliveries: each is claimed (R6), and the entry of one that was seen before is taken back. All or nothing: Redis
+-- refuses the whole transaction when memory is full.
+-- ARGV: the number of deliveries n, then 6 for each, in the order of their entries: dedupe_s, source, delivery_id, id,
+-- event_type, secret; then, if there are counters to raise, an id of this raising and pairs of counter and increment.
 -- Returns for each delivery the id of its job: its own when accepted, another one when it is a duplicate.
 -- A lost reply is harmless: the same call again finds its own id and changes nothing.
 local DAY = 86400
-local ids, streams, recent = {}, {}, {}
+local ids, recent = {}, {}
+local added, extra = {}, {} -- source → how many entries are new; source → which of those are to go again
 local n = tonumber(ARGV[1])
 for i = 0, n - 1 do
-  local at = 2 + 9 * i
+  local at = 2 + 6 * i
   local dedupe, source, delivery_id, id = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  if not added[source] then
+    redis.call('XLEN', ready(source)) -- raises where XADD could not, before anything is claimed
+    if redis.call('SADD', P .. 'sources', source) == 1 then
+      -- Here, and not only by workers: a worker that starts while memory is full is not allowed to.
+      redis.pcall('XGROUP', 'CREATE', ready(source), 'workers', '0')
+    end
+    added[source], extra[source] = 0, {}
+  end
+  added[source] = added[source] + 1
   local first = false
   -- The id itself is claimed where the mark of the delivery would not outlive a retry of this call.
   if delivery_id == '' or dedupe < DAY then
@@ -21,28 +32,28 @@ for i = 0, n - 1 do
     if first and first ~= id and dedupe < DAY then redis.call('SET', P .. 'made:' .. id, first, 'EX', DAY) end
   end
   if not first then
-    if not streams[source] then
-      streams[source] = ready(source)
-      if redis.call('SADD', P .. 'sources', source) == 1 then
-        -- Here, and not only by workers: a worker that starts while memory is full is not allowed to.
-        redis.pcall('XGROUP', 'CREATE', streams[source], 'workers', '0', 'MKSTREAM')
-      end
-    end
-    redis.call('XADD', streams[source], '*', 'v', '1', 'id', id, 'delivery_id', delivery_id, 'event_type', ARGV[at + 4],
-      'received_at', ARGV[at + 5], 'attempt', '0', 'deaths', '0', 'suspect', '0', 'head', ARGV[at + 6], 'body', ARGV[at + 7],
-      'secret', ARGV[at + 8])
     count('accepted:' .. source)
-    count('secret:' .. source .. ':' .. ARGV[at + 8])
+    count('secret:' .. source .. ':' .. ARGV[at + 5])
     recent[#recent + 1] = id .. '\n' .. source .. '\n' .. ARGV[at + 4]
-  elseif first ~= id then
-    count('duplicates:' .. source)
-    remember('delivery.duplicate', source, first, cjson.encode({delivery_id = delivery_id}))
+  else
+    table.insert(extra[source], added[source])
+    if first ~= id then
+      count('duplicates:' .. source)
+      remember('delivery.duplicate', source, first, cjson.encode({delivery_id = delivery_id}))
+    end
   end
   ids[i + 1] = first or id
 end
-local flush = ARGV[2 + 9 * n]
+for source, places in pairs(extra) do
+  if #places > 0 then
+    -- The one way to their names, and with their bodies: it is for the few batches that have a duplicate.
+    local newest = redis.call('XREVRANGE', ready(source), '+', '-', 'COUNT', added[source])
+    for _, place in ipairs(places) do redis.call('XDEL', ready(source), newest[added[source] - place + 1][1]) end
+  end
+end
+local flush = ARGV[2 + 6 * n]
 if flush and redis.call('SET', P .. 'made:' .. flush, '', 'NX', 'EX', 3600) then
-  for i = 3 + 9 * n, #ARGV, 2 do count(ARGV[i], tonumber(ARGV[i + 1])) end
+  for i = 3 + 6 * n, #ARGV, 2 do count(ARGV[i], tonumber(ARGV[i + 1])) end
 end
 if #recent > 0 then
   redis.call('HINCRBY', P .. 'ledger', 'accepted', #recent)
