@@ -27,10 +27,11 @@ WRITE_S: Final = 10.0
 LINGER_S: Final = 2.0
 LINGER_BYTES: Final = 1 << 20
 
-_TOKEN = rb"[!#$%&'*+.^`|~0-9A-Za-z-]"  # RFC 9110 section 5.6.2 without "_", which CGI-like layers confuse with "-"
+_NAME_CHAR = r"[!#$%&'*+.^`|~0-9A-Za-z-]"  # RFC 9110 section 5.6.2 without "_", which CGI-like layers confuse with "-"
 _REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]{0,19}) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])\r\n")
-# Optional white space is part of the value here and stripped later; obs-text (0x80-0xff) is allowed in values.
-_FIELD = re.compile(rb"(" + _TOKEN + rb"+):([\t\x20-\x7e\x80-\xff]*)\r\n")
+# All of the field lines at once: a folded, nameless or badly ended line is not found. Optional white space is part of
+# the value here and stripped later; obs-text (0x80-0xff) is allowed in values.
+_FIELDS = re.compile(rf"(?:{_NAME_CHAR}++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+")
 # In a head that is not complete yet: a byte that can never become right is refused at once.
 _ILLEGAL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
 _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
@@ -92,22 +93,17 @@ def parse_head(data: bytes) -> Request:
     if line[3] not in (b"1.1", b"1.0"):
         raise BadRequest(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
     head = data[line.end() : -2]
-    found = _FIELD.findall(head)
-    # The lines found must cover every byte: a folded, nameless or badly ended line leaves a remainder.
-    if sum(map(len, map(b"".join, found))) + 3 * len(found) != len(head):
+    text = head.decode("latin-1")
+    if not _FIELDS.fullmatch(text):
         raise BadRequest(400, "a header line is not NAME: VALUE")
-    if len(found) > MAX_FIELDS:
+    lines = text.split("\r\n")[:-1]
+    if len(lines) > MAX_FIELDS:
         raise BadRequest(431, f"there are more than {MAX_FIELDS} header lines")
-    fields: dict[str, str] = {}
-    for raw_name, raw_value in found:
-        name, value = raw_name.decode("ascii").lower(), raw_value.decode("latin-1").strip(" \t")
-        if len(raw_name) + 1 + len(raw_value) > MAX_LINE:
-            raise BadRequest(431, f"a header line is longer than {MAX_LINE} bytes")
-        if name in fields:
-            if name in _SINGLE:
-                raise BadRequest(400, f"there is more than one {name} header")
-            value = f"{fields[name]}, {value}"
-        fields[name] = value
+    if len(text) > MAX_LINE and max(map(len, lines)) > MAX_LINE:
+        raise BadRequest(431, f"a header line is longer than {MAX_LINE} bytes")
+    fields = {name.lower(): value.strip(" \t") for name, _, value in [line.partition(":") for line in lines]}
+    if len(fields) != len(lines):
+        fields = _joined(lines)
     path, query = _target(line[2].decode("ascii"))
     old = line[3] == b"1.0"
     _check_host(fields, old)
@@ -116,9 +112,21 @@ def parse_head(data: bytes) -> Request:
     )
 
 
+def _joined(lines: list[str]) -> dict[str, str]:
+    """Return the fields where a name stands more than once: values in their order, with a comma (RFC 9110 section 5.3)."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        name, value = name.lower(), value.strip(" \t")
+        if name in fields and name in _SINGLE:
+            raise BadRequest(400, f"there is more than one {name} header")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return fields
+
+
 def _target(target: str) -> tuple[str, str]:
     """Return (path, query) of origin-form or absolute-form (RFC 9112 section 3.2)."""
-    if target[:7].lower() == "http://" or target[:8].lower() == "https://":
+    if not target.startswith("/") and target.lower().startswith(("http://", "https://")):
         authority, slash, rest = target.partition("://")[2].partition("/")
         if not _HOST.fullmatch(authority):
             raise BadRequest(400, "the request target is no valid URL")
