@@ -250,17 +250,7 @@ class NoSource(Exception):
 def _run(handler: Handler | None, delivery: Delivery, number: int, limit_s: float) -> BaseException | None:
     if handler is None:
         return NoSource(f"the settings have no source {delivery.source}")
-    seen = Delivery(
-        delivery.id,
-        delivery.source,
-        delivery.delivery_id,
-        delivery.event_type,
-        delivery.received_at,
-        delivery.head,
-        delivery.body,
-        number,
-        delivery.secret,
-    )
+    seen = delivery._replace(attempt=number)
     try:
         with time_limit(limit_s):
             if inspect.isawaitable(handler(seen)):  # nothing of it has run: to call that done would be a lie

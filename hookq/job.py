@@ -11,8 +11,7 @@ before it could say so; the job then runs again, with the same `id` and `deliver
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
 # The one drawing of the life of a job. README shows the same; tests/test_readme.py compares the two.
@@ -117,8 +116,7 @@ class Headers(dict[str, str]):
         return super().get(name.lower(), default)
 
 
-@dataclass(slots=True, frozen=True)
-class Delivery:
+class Delivery(NamedTuple):
     """One verified request, as it is stored and as a handler sees it.
 
     `received_at` is in unix seconds, `attempt` counts runs of the handler from 1 (0 while nothing has run),
@@ -130,10 +128,14 @@ class Delivery:
     delivery_id: str
     event_type: str
     received_at: float
-    head: bytes = field(repr=False)
-    body: bytes = field(repr=False)
+    head: bytes
+    body: bytes
     attempt: int = 0
     secret: int = 0  # which of the source's secrets signed it, from 1, the newest first; 0 is not known
+
+    def __repr__(self) -> str:
+        """Never head or body: what is printed ends in a log."""
+        return f"Delivery({self.id} of {self.source}, attempt {self.attempt}, {len(self.body)} bytes)"
 
     @property
     def headers(self) -> Headers:

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -388,7 +387,7 @@ def test_silent_connections_keep_nobody_out(page):
 def test_delivery_that_is_sent_again_keeps_its_state(page, store):
     made = accepted(store)[0]
     store.settle([Settled(store.lease(["github"], 1, 100)[0], "done", {"attempt": 1, "event_type": "push"})])
-    assert store.accept([(replace(made, id=made.id[:-1] + "9"), 604_800)]) == [made.id]
+    assert store.accept([(made._replace(id=made.id[:-1] + "9"), 604_800)]) == [made.id]
     assert "<dd>done</dd>" in page.ask(path=f"/dashboard/deliveries/{made.id}")[1]
     assert re.search(rf"{made.id}</code></a></th><td>done</td>", page.ask()[1])
 
