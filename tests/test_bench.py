@@ -137,7 +137,7 @@ def request_ratio(settings, pair):
         lockstep.close()
         server.intake.failed("the test is over")
         server.server_close()
-        for sock in (server.waker, server.woken, server.selector):
+        for sock in (server.waker, server.woken, server.poll):
             sock.close()
     return ratio(lockstep.rows)
 

@@ -415,7 +415,7 @@ def short(redis_server, store, monkeypatch, tmp_path):
         thread.join(10)
         assert not thread.is_alive() and server.held == 0
         server.intake.failed("the test is over")
-        for sock in (server.waker, server.woken, server.selector):
+        for sock in (server.waker, server.woken, server.poll):
             sock.close()
 
 
