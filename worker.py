@@ -14,7 +14,6 @@ work and its settling, so handlers should be idempotent by `delivery.id`.
 
 import argparse
 import faulthandler
-import inspect
 import mmap
 import os
 import random
@@ -27,7 +26,7 @@ from typing import Any
 
 from hookq import log, process
 from hookq.config import VERSION, Config, Source, add_flags, load
-from hookq.handlers import GiveUp, Handler, NotJson, Retry, TimeLimit, find_handler, parse_body, place_of, text_of, time_limit, trace_of
+from hookq.handlers import GiveUp, Handler, NotJson, Retry, TimeLimit, find_handler, parse_body, place_of, run, text_of, trace_of, watch_time
 from hookq.job import Delivery, cause_of
 from hookq.metrics import bucket
 from hookq.retry import delay_s
@@ -144,6 +143,7 @@ class Worker:
     def _work(self, leases: Sequence[Lease]) -> None:
         """Run these jobs in turn; those that were not started when a stop is asked for are given back."""
         begun = 0.0
+        watch_time()
         for lease in leases:
             if self.signals.asked:
                 self.finished.append(Settled(lease, "ready"))
@@ -216,7 +216,10 @@ def attempt(
     facts = {"attempt": number, "of": policy.max_attempts, "worker": worker}
     facts |= {"event_type": delivery.event_type, "delivery_id": delivery.delivery_id}  # the job itself is gone once done
     facts["wait_ms"] = round(1000 * wait_s, 1)
-    error = _run(handler, delivery, number, policy.timeout_s)
+    if handler is None:
+        error: BaseException | None = NoSource(f"the settings have no source {delivery.source}")
+    else:
+        error = run(handler, delivery._replace(attempt=number), policy.timeout_s)
     ended = clock()
     facts["run_ms"] = round(1000 * (ended - started), 1)
     durations = (("wait", wait_s), ("attempt", max(0.0, ended - started)), ("delivery", max(0.0, ended - delivery.received_at)))
@@ -245,19 +248,6 @@ def attempt(
 
 class NoSource(Exception):
     """The settings do not have this source any more."""
-
-
-def _run(handler: Handler | None, delivery: Delivery, number: int, limit_s: float) -> BaseException | None:
-    if handler is None:
-        return NoSource(f"the settings have no source {delivery.source}")
-    seen = delivery._replace(attempt=number)
-    try:
-        with time_limit(limit_s):
-            if inspect.isawaitable(handler(seen)):  # nothing of it has run: to call that done would be a lie
-                raise TypeError("the handler returned something to await; it must do its work before it returns")
-    except BaseException as error:  # also SystemExit: a handler decides about its job, never about the worker
-        return error
-    return None
 
 
 def _tell(row: Settled, settled: bool) -> None:

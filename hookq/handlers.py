@@ -7,7 +7,6 @@ The time limit is a signal, so it stops a handler that waits or computes in Pyth
 does not see signals: the worker's watchdog ends the whole process then (worker.py).
 """
 
-import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -17,7 +16,7 @@ import signal
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -65,8 +64,7 @@ class BadHandler(Exception):
 
 def parse_body(delivery: Delivery) -> None:
     """Check a body of JSON or form type: the handler of a source that names none. Raises NotJson."""
-    kind = delivery.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if _PARSED.fullmatch(kind):
+    if _PARSED.fullmatch(delivery.content_type):
         try:
             delivery.json()
         except (ValueError, RecursionError) as error:
@@ -122,20 +120,35 @@ def _load_file(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeLimit in the main thread when the block takes longer than `seconds`."""
+_limit_s = 0.0  # of the handler that runs
 
-    def expired(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeLimit(f"the handler ran longer than its timeout_s of {seconds:g} s")
 
-    signal.signal(signal.SIGALRM, expired)
-    # The interval fires again: code that swallowed the first one, in a bare except, is stopped by the next.
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+def watch_time() -> None:
+    """Take the signal that ends a handler: before the first, and again now and then, for one may have taken it for itself."""
+    signal.signal(signal.SIGALRM, _expired)
+
+
+def _expired(_signal: int, _frame: FrameType | None) -> None:
+    raise TimeLimit(f"the handler ran longer than its timeout_s of {_limit_s:g} s")
+
+
+def run(handler: Handler, delivery: Delivery, limit_s: float) -> BaseException | None:
+    """Run a handler in the main thread, for `limit_s` at most; return what it raised, TimeLimit if it ran longer.
+
+    To take the signal anew for each job, in a context manager, cost 13 µs of the 100 that a job takes; this costs 2.
+    """
+    global _limit_s
+    _limit_s = limit_s
     try:
-        yield
-    finally:
+        # The interval fires again: code that swallowed the first one, in a bare except, is stopped by the next.
+        signal.setitimer(signal.ITIMER_REAL, limit_s, 1.0)
+        if inspect.isawaitable(handler(delivery)):  # nothing of it has run: to call that done would be a lie
+            raise TypeError("the handler returned something to await; it must do its work before it returns")
         signal.setitimer(signal.ITIMER_REAL, 0)
+    except BaseException as error:  # also SystemExit: a handler decides about its job, never about the worker
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return error
+    return None
 
 
 def place_of(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import stat
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 # A value longer than this is cut: a log is read by people, and one hostile header must not fill a disk.
@@ -18,6 +19,7 @@ MAX_VALUE = 2000
 # A write of no more than this to a pipe is whole or not at all (POSIX, PIPE_BUF).
 MAX_LINE, SHORT_VALUE = 4096, 200
 
+_TERMINAL = bool(sys.stdout) and sys.stdout.isatty()  # asked once: it is a system call
 _LINE = json.JSONEncoder(default=str)
 _out = 1
 _counts: Counter[str] = Counter()
@@ -51,14 +53,27 @@ def take_counts() -> Counter[str]:
 
 def event(name: str, /, level: str = "info", **facts: Any) -> None:
     """Write one line. A reader that is gone, or has stopped, is no reason to stop: the line is dropped, and counted all the same."""
-    _counts[f"log:{level}"] += 1
-    write = _text if sys.stdout and sys.stdout.isatty() else _json
-    facts = {key: value for key, value in facts.items() if value is not None}
-    line = write(name, level, {key: _short(value, MAX_VALUE) for key, value in facts.items()}).encode("utf-8", "replace")
-    if len(line) > MAX_LINE:
-        line = write(name, level, {key: _short(value, SHORT_VALUE) for key, value in facts.items()}).encode("utf-8", "replace")
+    events([(name, level, facts)])
+
+
+def events(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> None:
+    """Write a line for each (name, level, facts), with as few writes as can be whole: each costs as much as the rest of a line."""
+    write, block = _text if _TERMINAL else _json, b""
+    for name, level, facts in rows:
+        _counts[f"log:{level}"] += 1
+        line = write(name, level, _told(facts, MAX_VALUE)).encode("utf-8", "replace")
+        if len(line) > MAX_LINE:
+            line = write(name, level, _told(facts, SHORT_VALUE)).encode("utf-8", "replace")
+        if block and len(block) + len(line) > MAX_LINE:
+            _write(block)
+            block = b""
+        block += line
+    _write(block)
+
+
+def _write(block: bytes) -> None:
     try:
-        os.write(_out, line)
+        os.write(_out, block)
     except OSError:
         pass
 
@@ -68,8 +83,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _short(value: Any, most: int) -> Any:
-    return value[:most] + "…" if isinstance(value, str) and len(value) > most else value
+def _told(facts: dict[str, Any], most: int) -> dict[str, Any]:
+    """Return what is known of the facts, long texts cut."""
+    known = {key: value for key, value in facts.items() if value is not None}
+    return {key: value[:most] + "…" if isinstance(value, str) and len(value) > most else value for key, value in known.items()}
 
 
 def _json(name: str, level: str, facts: dict[str, Any]) -> str:
