@@ -2,8 +2,8 @@
 """The blocking worker loop: lease, run the handler, settle. One job at a time in each process.
 
 Two threads. The main one leases a few jobs, runs them in turn and settles them together: fast handlers in batches of
-a few milliseconds, slow ones at once. The minder keeps the leases, makes due retries ready, and takes over the jobs
-of workers that are gone; it lives on while a handler computes.
+a few milliseconds, while the next batch runs; slow ones at once. The minder keeps the leases, makes due retries
+ready, and takes over the jobs of workers that are gone; it lives on while a handler computes.
 
 Every way out of a job ends in a Settled: it returned → done; Retry or any exception → retry, or dead when no attempts
 are left; GiveUp → dead. What kills the process settles nothing: another worker finds the lease and runs the job again.
@@ -26,8 +26,9 @@ from typing import Any
 
 from hookq import log, process
 from hookq.config import VERSION, Config, Source, add_flags, load
-from hookq.handlers import GiveUp, Handler, NotJson, Retry, TimeLimit, find_handler, parse_body, place_of, run, text_of, trace_of, watch_time
-from hookq.job import Delivery, cause_of
+from hookq.handlers import GiveUp, Handler, NotJson, Retry, TimeLimit, find_handler, parse_body, place_of, text_of, trace_of, watch_time
+from hookq.handlers import run as run_handler
+from hookq.job import cause_of
 from hookq.metrics import bucket
 from hookq.retry import delay_s
 from hookq.schemes import SCHEMES
@@ -36,7 +37,8 @@ from hookq.store import LEASE_S, RENEW_S, Away, Lease, Settled, Store
 
 BLOCK_MS = 1000  # shorter than the socket's 5 s, and how long a drain may have to wait for an idle worker
 SETTLE_S = 0.005  # how long a finished job may wait for others to be settled with
-PREFETCH, PREFETCH_BYTES = 64, 4 << 20  # leased at once, at most
+AHEAD_S = 0.01  # of work: the next batch is leased during a shorter one; during a longer one others may want its jobs
+PREFETCH, PREFETCH_BYTES = 32, 4 << 20  # leased at once, at most
 TICK_S = 0.5  # of the minder
 GONE_LOOK_S = 1.0  # between two looks for workers without a connection
 GRACE_S = 5.0  # over its time limit, before a handler that does not see signals costs the process
@@ -101,6 +103,7 @@ class Worker:
         self.current: tuple[Lease, float, float] | None = None
         self.polled_at = time.monotonic()
         self.finished: list[Settled] = []
+        self.asked: list[Settled] = []  # those of which Redis has been told, and has not answered
         self.mean_s, self.mean_bytes, self.spread = 0.01, 10_000.0, 1
         self.done = 0
         self.away = False
@@ -114,11 +117,13 @@ class Worker:
                 self._settle()  # what a lost connection left over: it must not be leased, and run, again
                 leases = self._lease(again)
                 again = again and bool(leases)
-                self._work(leases)
                 self._is_away(False)
                 pause_s = PAUSE_S
+                self._work(leases)
             except Away as error:
                 again = True  # a reply may have been lost: what it leased is ours, and only we can know
+                self.store.forget()
+                self.asked, self.finished = [], self.asked + self.finished
                 self._is_away(True, str(error))
                 time.sleep(pause_s * (0.5 + random.random() / 2))  # noqa: S311
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
@@ -130,17 +135,38 @@ class Worker:
             self.away = away
             log.event("redis.away", "error", why=why, then="trying again") if away else log.event("redis.up")
 
-    def _lease(self, again: bool) -> list[Lease]:
+    def _count(self) -> int:
         # COUNT is per stream: what several busy sources give at once is still one batch.
-        count = max(1, min(PREFETCH, int(0.05 / self.mean_s), int(PREFETCH_BYTES / self.mean_bytes)) // self.spread)
-        leases = self.store.lease(self.sources, count, BLOCK_MS, again=again)
+        return max(1, min(PREFETCH, int(0.05 / self.mean_s), int(PREFETCH_BYTES / self.mean_bytes)) // self.spread)
+
+    def _lease(self, again: bool) -> list[Lease]:
+        return self._took(self.store.lease(self.sources, self._count(), BLOCK_MS, again=again))
+
+    def _took(self, leases: list[Lease]) -> list[Lease]:
         self.polled_at = time.monotonic()
         self.spread = max(1, len({lease.delivery.source for lease in leases}))
         with self.lock:
             self.held.update((lease.entry, lease.delivery.source) for lease in leases)
         return leases
 
-    def _work(self, leases: Sequence[Lease]) -> None:
+    def _work(self, leases: list[Lease]) -> None:
+        """Run these jobs and those that are ready after them; what is quick is settled, and the next leased, meanwhile."""
+        while leases:
+            ahead = len(leases) >= self._count() and len(leases) * self.mean_s < AHEAD_S and not self.signals.asked
+            if ahead:
+                self.asked, self.finished = self.finished, []
+                self.store.ask(self.asked, self.sources, self._count())
+            self._run(leases)
+            leases = self._answer() if ahead else []
+        self._settle()
+
+    def _answer(self) -> list[Lease]:
+        outcomes, leases = self.store.answer()
+        asked, self.asked = self.asked, []
+        self._settled(asked, outcomes)
+        return self._took(leases)
+
+    def _run(self, leases: Sequence[Lease]) -> None:
         """Run these jobs in turn; those that were not started when a stop is asked for are given back."""
         begun = 0.0
         watch_time()
@@ -162,7 +188,6 @@ class Worker:
                 begun = 0.0
                 if lease.suspect:
                     self.store.announce(None)
-        self._settle()
 
     def _attempt(self, lease: Lease, started: float) -> Settled:
         source = self.settings.sources.get(lease.delivery.source)
@@ -181,13 +206,15 @@ class Worker:
         if not self.finished:
             return
         outcomes = self.store.settle(self.finished)
+        finished, self.finished = self.finished, []
+        self._settled(finished, outcomes)
+
+    def _settled(self, rows: Sequence[Settled], outcomes: Sequence[bool]) -> None:
         with self.lock:
-            for row in self.finished:
+            for row in rows:
                 self.held.pop(row.lease.entry, None)
-        for row, settled in zip(self.finished, outcomes, strict=True):
-            _tell(row, settled)
-        self.done += len(self.finished)
-        self.finished = []
+        log.events(_told(row, settled) for row, settled in zip(rows, outcomes, strict=True))
+        self.done += len(rows)
 
     def _drain(self) -> None:
         log.event("process.drain", unsettled=len(self.finished))
@@ -219,7 +246,7 @@ def attempt(
     if handler is None:
         error: BaseException | None = NoSource(f"the settings have no source {delivery.source}")
     else:
-        error = run(handler, delivery._replace(attempt=number), policy.timeout_s)
+        error = run_handler(handler, delivery._replace(attempt=number), policy.timeout_s)
     ended = clock()
     facts["run_ms"] = round(1000 * (ended - started), 1)
     durations = (("wait", wait_s), ("attempt", max(0.0, ended - started)), ("delivery", max(0.0, ended - delivery.received_at)))
@@ -250,17 +277,17 @@ class NoSource(Exception):
     """The settings do not have this source any more."""
 
 
-def _tell(row: Settled, settled: bool) -> None:
+def _told(row: Settled, settled: bool) -> tuple[str, str, dict[str, Any]]:
+    """Return the line of the log about the end of an attempt."""
     delivery, facts = row.lease.delivery, row.facts
-    names = {"done": "job.complete", "retry": "job.reschedule", "dead": "job.bury", "ready": "job.release"}
+    told: dict[str, Any] = {"source": delivery.source, "id": delivery.id}
     if not settled:
-        log.event("lease.lost", "warning", source=delivery.source, id=delivery.id, outcome=row.outcome)
-        return
+        return "lease.lost", "warning", {**told, "outcome": row.outcome}
+    names = {"done": "job.complete", "retry": "job.reschedule", "dead": "job.bury", "ready": "job.release"}
     level = {"retry": "warning", "dead": "error"}.get(row.outcome, "info")
-    told: dict[str, Any] = {"traceparent": delivery.traceparent}
+    told |= {"event_type": delivery.event_type, "reason": row.reason or None, "traceparent": delivery.traceparent}
     told |= {key: facts.get(key) for key in ("attempt", "wait_ms", "run_ms", "delay_s", "error", "place")}
-    reason = row.reason or None
-    log.event(names[row.outcome], level, source=delivery.source, id=delivery.id, event_type=delivery.event_type, reason=reason, **told)
+    return names[row.outcome], level, told
 
 
 class Minder(threading.Thread):

@@ -219,6 +219,7 @@ class Store:
         for command in ("XREADGROUP", "XCLAIM"):  # their replies are wanted as they come
             self.redis.set_response_callback(command, lambda reply, **_: reply)
         self._groups: set[str] = set()
+        self._asked: Any = None  # the connection whose answer is still to be read
 
     def close(self) -> None:
         self.redis.close()
@@ -261,33 +262,42 @@ class Store:
             if "NOGROUP" in str(error):  # Redis came back empty: the groups are made again
                 self._groups.clear()
             raise
-        leases = []
-        for stream, entries in found or ():
-            source = stream.decode().removeprefix(key("ready", ""))
-            leases += [_lease(source, entry, values) for entry, values in entries if values]
-        return leases
+        return _leases(found)
 
     def settle(self, settled: Sequence[Settled]) -> list[bool]:
         """End the attempts; False for each whose lease was lost meanwhile: nothing was changed for it (R5)."""
-        rows: list[Any] = []
-        for row in settled:
-            facts = _FACTS.encode(row.facts)
-            # A job that is done is known to the history by its id; that place of the row is free then.
-            reason = row.lease.delivery.id if row.outcome == "done" else row.reason
-            attempt = row.facts.get("attempt", "")
-            rows += [
-                row.lease.delivery.source,
-                row.lease.entry,
-                row.outcome,
-                row.delay_s,
-                attempt,
-                reason,
-                row.cause,
-                row.trace,
-                facts,
-                row.counted,
-            ]
-        return [bool(done) for done in self._run("settle", *rows)]
+        return [bool(done) for done in self._run("settle", *_settle_args(settled))]
+
+    def ask(self, settled: Sequence[Settled], sources: Iterable[str], count: int) -> None:
+        """Settle and lease in one go, without waiting: Redis does it while the caller works. `answer` has the outcome."""
+        names = [name for name in sorted(sources) if self._has_group(name)]
+        where = [key("ready", name) for name in names] + [">"] * len(names)
+        commands = [
+            ("EVALSHA", SCRIPTS["settle"][0], 1, PREFIX, *_settle_args(settled)),
+            ("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count, "STREAMS", *where),
+        ]
+        with _reaching():
+            self._asked = self.redis.connection_pool.get_connection()
+            self._asked.send_packed_command(self._asked.pack_commands(commands))
+
+    def answer(self) -> tuple[list[bool], list[Lease]]:
+        """Return what settle and lease would have. After Away both may have been done: ask again, by settle and lease."""
+        try:
+            with _reaching():
+                outcomes, found = self._asked.read_response(), self._asked.read_response()
+        except BaseException:
+            self.forget()
+            raise
+        self.redis.connection_pool.release(self._asked)
+        self._asked = None
+        return [bool(done) for done in outcomes], _leases(found)
+
+    def forget(self) -> None:
+        """Give up what was asked, if anything was: its answer will not be read."""
+        if self._asked:
+            self._asked.disconnect()
+            self.redis.connection_pool.release(self._asked)
+            self._asked = None
 
     def promote(self, limit: int = 100) -> list[tuple[str, str]]:
         """Make due retries ready; return their (source, id)."""
@@ -780,6 +790,25 @@ def _accepted(replies: Sequence[Any]) -> list[str]:
         if isinstance(reply, Exception):
             raise redis.ResponseError(str(reply))
     return [id.decode() for id in replies[-1]]
+
+
+def _settle_args(settled: Sequence[Settled]) -> list[Any]:
+    """Return the ARGV of settle.lua."""
+    args: list[Any] = []
+    for row in settled:
+        lease, facts = row.lease, _FACTS.encode(row.facts)
+        # A job that is done is known to the history by its id; that place of the row is free then.
+        reason = lease.delivery.id if row.outcome == "done" else row.reason
+        attempt = row.facts.get("attempt", "")
+        args += (lease.delivery.source, lease.entry, row.outcome, row.delay_s, attempt, reason, row.cause, row.trace, facts, row.counted)
+    return args
+
+
+def _leases(found: Any) -> list[Lease]:
+    """Return the leases of a reply of XREADGROUP."""
+    prefix = key("ready", "")
+    streams = [(stream.decode().removeprefix(prefix), entries) for stream, entries in found or ()]
+    return [_lease(source, entry, values) for source, entries in streams for entry, values in entries if values]
 
 
 def _lease(source: str, entry: bytes, values: Sequence[bytes]) -> Lease:

@@ -1,5 +1,6 @@
 """Handlers: how they are found, what a broken one gets, the body's check, and the time limit."""
 
+import signal
 import time
 
 import pytest
@@ -92,6 +93,23 @@ def test_time_limit_leaves_nothing_behind(handler):
     end = time.monotonic() + 0.1
     while time.monotonic() < end:  # a signal left armed would raise here
         pass
+
+
+def test_time_limit_is_that_of_the_handler_which_runs_whatever_ran_before():
+    watch_time()
+    assert run(lambda _: None, delivery(), 30) is None
+    started = time.monotonic()
+    assert isinstance(run(lambda _: time.sleep(5), delivery(), 0.05), TimeLimit)
+    assert time.monotonic() - started < 3
+    assert run(lambda _: None, delivery(), 0.05) is None
+    assert run(lambda _: time.sleep(0.2), delivery(), 30) is None  # the timer of the one before fires meanwhile
+
+
+def test_time_limit_holds_after_a_handler_took_the_timer_for_itself():
+    watch_time()
+    assert run(lambda _: signal.signal(signal.SIGALRM, signal.SIG_IGN), delivery(), 5) is None
+    watch_time()
+    assert isinstance(run(lambda _: time.sleep(5), delivery(), 0.05), TimeLimit)
 
 
 def test_place_is_where_the_error_arose(tmp_path):

@@ -196,7 +196,7 @@ def test_handler_over_its_time_limit_is_stopped_and_retried_R7(store, work):
     program = work(timeout_s=0.2, max_attempts=2)
     accepted(store, body=b"slow")
     settled(store, dead=1)
-    assert "TimeLimit" in program.events("job.bury")[0]["error"] and len(work.starts()) == 2
+    assert "TimeLimit" in program.saw("job.bury")[0]["error"] and len(work.starts()) == 2
 
 
 def test_stop_finishes_the_job_in_hand_and_gives_the_rest_back(store, work):
@@ -319,6 +319,78 @@ def test_minder_lives_through_a_renewal(store, work, monkeypatch):
     (work.folder / "go").touch()
     settled(store, done=1)
     assert not program.events("worker.failed")
+
+
+@pytest.fixture
+def quick(store, redis_server, tmp_path):
+    """A worker in this process, and the ids of the jobs that it ran; `asked` ends it."""
+    settings = config.load(environ={"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "STATE_DIR": str(tmp_path)}, root=tmp_path)
+    signals = type("Asked", (), {"asked": False})()
+    one = worker.Worker(settings, "w1", signals)
+    one.ran = []
+    one.handlers["github"] = lambda delivery: one.ran.append(delivery.id)
+    yield one
+    one.store.close()
+
+
+def ends_after(one, calls, then=lambda: None):
+    """Make the handler ask for a stop when it was called so often."""
+    handler = one.handlers["github"]
+
+    def handle(delivery):
+        handler(delivery)
+        if len(one.ran) == calls:
+            one.signals.asked = True
+            then()
+
+    one.handlers["github"] = handle
+
+
+def test_backlog_of_quick_jobs_is_leased_and_settled_while_they_run(quick, store, monkeypatch):
+    made = [d.id for d in accepted(store, 200)]
+    asked, ask = [], quick.store.ask
+    monkeypatch.setattr(quick.store, "ask", lambda settled, *rest: (asked.append(len(settled)), ask(settled, *rest)))
+    ends_after(quick, 200)
+    quick.run()
+    assert quick.ran == made and store.audit()["done"] == 200 and not quick.held
+    assert len(asked) > 3 and sum(asked) > 60
+
+
+@pytest.mark.parametrize(("verb", "runs"), [("ask", False), ("ask", True), ("answer", False), ("answer", True)])
+def test_redis_lost_during_a_backlog_loses_and_repeats_nothing_R6(quick, store, monkeypatch, verb, runs):
+    made = [d.id for d in accepted(store, 200)]
+    whole, calls = getattr(quick.store, verb), []
+
+    def lost(*args):
+        calls.append(1)
+        if len(calls) != 4:
+            return whole(*args)
+        if runs:
+            whole(*args)
+        raise worker.Away("the connection is lost")
+
+    monkeypatch.setattr(quick.store, verb, lost)
+    ends_after(quick, 200)
+    quick.run()
+    audit = store.audit()
+    assert sorted(quick.ran) == made and (audit["done"], audit["ready"], audit["leased"], audit["gap"]) == (200, 0, 0, 0)
+
+
+def test_stop_during_a_backlog_gives_back_what_was_leased_ahead(quick, store):
+    accepted(store, 200)
+    ends_after(quick, 120)
+    quick.run()
+    audit = store.audit()
+    assert len(quick.ran) == 120 and (audit["done"], audit["ready"], audit["leased"], audit["gap"]) == (120, 80, 0, 0)
+
+
+def test_slow_jobs_are_not_leased_ahead(quick, store, monkeypatch):
+    accepted(store, 20)
+    monkeypatch.setattr(quick.store, "ask", lambda *_: pytest.fail("leased ahead"))
+    quick.mean_s = 0.02
+    ends_after(quick, 20)
+    quick.run()
+    assert store.audit()["done"] == 20
 
 
 def test_source_without_a_handler_logs_its_jobs_and_buries_what_does_not_parse(store, running):
