@@ -22,9 +22,11 @@ reload: .venv/run  ## every process finishes what it has, then starts anew with 
 	@$(BIN)/python -m hookq.launch reload
 
 bench: bench/.peers/ready redis  ## webhookd beside its peers, 15 minutes, into bench/results
+	$(BIN)/python -m compileall -q hookq
 	$(BIN)/python bench/bench.py
 
 bench-quick: bench/.peers/ready redis  ## the same in about a minute, less exact, only printed
+	$(BIN)/python -m compileall -q hookq
 	$(BIN)/python bench/bench.py --quick
 
 chaos: .venv/dev redis  ## kill, freeze, fill and restart everything under load for CHAOS_S seconds (default 60)

@@ -8,12 +8,15 @@ count and time, and what was started is ended. A peer that is not installed is l
 """
 
 import argparse
+import json
 import sys
 import time
+import timeit
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ingestion
+import load
 import report
 import rig
 import state
@@ -75,6 +78,9 @@ def measure_ingestion(plan: Plan, peers: Sequence[ingestion.Server]) -> tuple[li
         lines.append(compare("CPU per request, µs", name, pairs, "cpu_us", limit, f"under {word}" if word else ""))
     for name, pairs in kept.items():
         lines.append(compare("requests/s", name, pairs, "per_s", RATE_ABOVE[name], f"{RATE_ABOVE[name]:g} times", above=True))
+    for name, pairs in list(kept.items())[:1]:  # what the two cores do besides: the bound of requests/s
+        lines.append(compare("CPU of Redis per request, µs", name, pairs, "redis_us"))
+        lines.append(compare("CPU of the load client per request, µs", name, pairs, "client_us"))
     for name, pairs in pairs_of("ingestion, a connection each", True).items():
         lines.append(compare("requests/s, a connection each", name, pairs, "per_s", 1.0, "ahead", above=True))
     return lines, kept
@@ -130,7 +136,9 @@ def measure_work(plan: Plan, peers: Sequence[working.Worker]) -> tuple[list[Line
         lines.append(compare("jobs/s of a worker", settings.get(name, name), rows, "per_s", limit, target, above=True))
     for name, rows in list(pairs.items())[:1]:
         lines.append(compare("CPU per job, µs", settings.get(name, name), rows, "cpu_us"))
-    return lines, pairs
+    body = load.body()
+    parsing = min(timeit.repeat(lambda: json.loads(body), number=1000, repeat=5)) * 1000  # of one, in µs
+    return [*lines, Line("of which json.loads of the body, µs", parsing)], pairs
 
 
 def measure_large(plan: Plan) -> list[Line]:

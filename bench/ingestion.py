@@ -104,6 +104,7 @@ def closed_loop(server: Server, seconds: int, *, close: bool = False, processes:
         "per_s": done["requests"] / done["seconds"],
         "cpu_us": used * each,
         "redis_us": redis_used * each,
+        "client_us": done["cpu_s"] * each,
         "p50": done["p50_ms"],
         "p99": done["p99_ms"],
     } | memory

@@ -6,6 +6,7 @@ Loopback and unix sockets only; every wait and every load has a limit; what was 
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -180,11 +181,13 @@ def wrk(port: int, db: Redis, seconds: int, *, close: bool = False) -> Row:
     limits = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s", "-s", str(HERE / "peers/signed.lua")]
     given = ["--", load.signature(SECRET.encode(), load.body()), str(db.body), "close" if close else "keep"]
     command = ["wrk", *limits, f"http://127.0.0.1:{port}/", *given]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # nothing else is waited for meanwhile
     row: Row = json.loads(done.stdout.splitlines()[-1])
     if row["refused"] or row["broken"]:
         raise Void(f"not every answer was good: {row}")
-    return row
+    return row | {"cpu_s": after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime}
 
 
 def open_loop(port: int, rate: float, seconds: float) -> Row:
