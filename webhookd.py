@@ -2,7 +2,7 @@
 """Takes deliveries in: bounded HTTP, the signature, a durable job, then the answer (R1).
 
 One thread serves all connections through epoll. Each turn of the loop reads what has arrived, verifies it, and
-commits all deliveries of the turn with one script call; while Redis syncs it to disk the next turn is read. That is
+commits all deliveries of the turn with one transaction; while Redis syncs it to disk the next turn is read. That is
 what makes it fast: most of the cost of a delivery is round trips and system calls, and they are shared.
 
 Of http.server it keeps HTTPServer: the life of the listening socket. It replaces the rest: BaseHTTPRequestHandler
