@@ -46,6 +46,7 @@ JSON, TEXT = "application/json", "text/plain; charset=utf-8"
 
 READ = 256 * 1024  # one read, while a body is expected
 READ_AHEAD = 64 * 1024  # one read otherwise; GitHub's usual request fits, and 2,000 strangers hold no more than 256 MB
+LARGE_PART = 15 / 16  # of MAX_HELD, that bodies longer than READ_AHEAD may fill
 ACCEPTS = 64  # new connections per turn, so that a burst of them does not starve those already here
 ANSWERS = 16  # to one connection per turn: whoever pipelines thousands of requests waits like everybody else
 BATCH, BATCH_BYTES = 64, 4 << 20  # of one commit: bounds how long Redis is busy with it
@@ -270,6 +271,9 @@ class Server(http.server.HTTPServer):
             if c.wasted > wire.LINGER_BYTES:
                 self._forget(c)
             return
+        if c.request and not c.waiting and not self._hold(c, c.request.length or 0, len(data)):
+            self._watch(c)
+            return
         if not c.buffer:
             if not c.request and c.kept:
                 c.since = time.monotonic()
@@ -325,15 +329,27 @@ class Server(http.server.HTTPServer):
         if request.length > self.settings.max_body:
             self._refuse(c, Rejected("too_large", f"the body is longer than {self.settings.max_body} bytes"), 413, source)
             return True
-        if self.held + request.length > self.settings.max_held:
-            self._refuse(c, Rejected("overloaded", "too many bytes are held already"), 503, source)
+        c.request, c.where = request, end
+        if not self._hold(c, request.length, min(len(c.buffer) - end, request.length)):
             return True
-        c.request, c.where, c.held = request, end, request.length
-        self.held += request.length
         c.close = c.close or not request.keep_alive or bool(self.draining_since)
         c.deadline = time.monotonic() + wire.BODY_S
         if request.expects and len(c.buffer) == end:
             c.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")  # small, and the first of its answer: it fits or the client is gone
+        return True
+
+    def _hold(self, c: Connection, length: int, more: int) -> bool:
+        """Count `more` bytes of a body of `length` that are here; refuse it, and return False, when all are too many.
+
+        What is only announced is not counted, or a few senders of nothing could keep everybody out; and large bodies
+        leave a part to those of the usual size.
+        """
+        if self.held + more > self.settings.max_held * (LARGE_PART if length > READ_AHEAD else 1):
+            c.buffer = b""
+            self._refuse(c, Rejected("overloaded", "too many bytes are held already"), 503)
+            return False
+        self.held += more
+        c.held += more
         return True
 
     def _source_of(self, c: Connection, request: Request) -> str | None:
@@ -370,9 +386,12 @@ class Server(http.server.HTTPServer):
 
     def _body(self, c: Connection, request: Request) -> bool:
         """Verify the request once its body is complete."""
-        end = c.where + c.held
+        length = request.length or 0
+        end = c.where + length
         if len(c.buffer) < end:
             return False
+        self.held += length - c.held  # what follows the body is read ahead, and bounded by that
+        c.held = length
         body = bytes(memoryview(c.buffer)[c.where : end])  # one copy, not two
         c.buffer = c.buffer[end:]
         source = self.settings.sources[request.path[len(PREFIX) :]]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 from conftest import ROOT, SECRET, fill, free_port, request, signed, until
@@ -456,16 +457,35 @@ def test_idle_connection_is_ended(short):
 
 
 def test_bytes_over_max_held_are_refused_and_the_rest_goes_on(short):
-    port, server = short(MAX_HELD="100kb")
-    big = request(b"x" * 90_000)
+    port, server = short(MAX_HELD="200kb")
+    big = request(b"x" * 120_000)
     with Client(port) as holder:
-        holder.send(big[:1000])
-        until(lambda: server.held == 90_000)
+        holder.send(big[:100_000])
+        until(lambda: server.held > 99_000)
         line, headers, body = ask(port, big)
         assert line.startswith("HTTP/1.1 503") and headers["retry-after"] and json.loads(body)["reason"] == "overloaded"
         assert ask(port, request())[0] == GOOD
-        assert holder.send(big[1000:]).answer()[0] == GOOD
+        assert holder.send(big[100_000:]).answer()[0] == GOOD
     until(lambda: server.held == 0)
+
+
+def test_bodies_that_are_announced_and_not_sent_keep_nobody_out(serve):
+    _, port = serve(MAX_HELD="200kb")
+    begun = request(b"x", headers={"Content-Length": "180000"}).replace(b"Content-Length: 1\r\n", b"")
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(Client(port)).send(begun)
+        assert ask(port, request(b"x" * 100_000))[0] == GOOD
+
+
+def test_large_bodies_leave_room_for_those_of_the_usual_size(short):
+    port, server = short(MAX_HELD="800kb")
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(Client(port)) for _ in range(2))
+        first.send(request(b"x" * 405_000)[:-1])
+        until(lambda: server.held > 404_000)
+        assert second.send(request(b"x" * 405_000)[:-1]).answer()[0].startswith("HTTP/1.1 503")
+        assert ask(port, request(b"x" * 15_000))[0] == GOOD
 
 
 def test_idle_connections_make_room_for_a_good_request(short):
