@@ -42,6 +42,7 @@ PREFETCH, PREFETCH_BYTES = 32, 4 << 20  # leased at once, at most
 TICK_S = 0.5  # of the minder
 GONE_LOOK_S = 1.0  # between two looks for workers without a connection
 GRACE_S = 5.0  # over its time limit, before a handler that does not see signals costs the process
+CLOCK_SET_S = 5.0  # Redis' clock, against ours that nobody sets: more than the two drift, and a slow answer
 STALLED_S = 30.0  # without a poll while Redis answers: the loop hangs, and a new process will not
 PAUSE_S, MAX_PAUSE_S = 0.05, 1.0  # before Redis is asked again; halved at random, so that workers do not come all at once
 PROMOTE_ROUNDS = 10  # of 100 due retries in one tick: leases must be renewed meanwhile
@@ -300,6 +301,7 @@ class Minder(threading.Thread):
         self.looked_at = self.renewed_at = self.answered_at = self.idle_at = 0.0
         self.up_since = time.monotonic()
         self.epoch = ""
+        self.ahead: float | None = None  # of Redis' clock before ours
         self.started_at = time.time()
         self._watchdog()  # before the first job: one that holds the interpreter would keep this thread from ever doing it
 
@@ -330,6 +332,7 @@ class Minder(threading.Thread):
             store.renew({source: [entry for entry, name in held.items() if name == source] for source in set(held.values())})
             worker.sources = set(worker.settings.sources) | store.sources()
             self._same_redis()
+            self._clock_was_set(now)
         for _ in range(PROMOTE_ROUNDS):
             promoted = store.promote()
             for source, id in promoted:
@@ -347,7 +350,7 @@ class Minder(threading.Thread):
         for name in gone or ():
             self._reclaim(name)
         # While Redis was away nobody could renew: those leases have not run out.
-        if now - self.idle_at >= RENEW_S and now - self.up_since > LEASE_S:
+        if now - self.idle_at >= RENEW_S and now - self.up_since > LEASE_S and not self._clock_was_set(now):
             self.idle_at = now
             redis_now = self.store.now()
             old = {name for name, beat in self.store.workers().items() if redis_now - beat["at"] > FORGET_S}
@@ -360,6 +363,15 @@ class Minder(threading.Thread):
             log.event("job.reclaim", "warning", source=source, id=id, worker=name, outcome=outcome, deaths=deaths)
         if not idle_s:
             (state_dir / "hand" / name).unlink(missing_ok=True)
+
+    def _clock_was_set(self, now: float) -> bool:
+        """Tell whether Redis' clock jumped since the last look: every lease looks old then, until it is renewed."""
+        was, self.ahead = self.ahead, self.store.now() - now
+        if was is None or abs(self.ahead - was) < CLOCK_SET_S:
+            return False
+        log.event("clock.set", "warning", by_s=round(self.ahead - was), then=f"no lease runs out within {LEASE_S:g} s")
+        self.up_since = now
+        return True
 
     def _same_redis(self) -> None:
         epoch = self.store.epoch(self.epoch)
