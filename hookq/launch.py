@@ -34,6 +34,7 @@ SETTLED_S = 1.5  # after which supervisord has started all its children
 SLOW_S = 5.0  # until it says what it is waiting for
 FOLLOW_S, FOLLOWED = 0.5, 20  # how often it is looked at what happened, and how many lines are said of that
 READY_S = 60.0  # Redis reads its file first: a gigabyte of it takes about ten seconds
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MADE = ("WEBHOOK_SECRET", "DASHBOARD_PASSWORD")
 
 
@@ -71,6 +72,8 @@ def run() -> None:
         banner(settings, made)
         follow(settings, supervisor)
     code = supervisor.wait()
+    for number in STOPS:  # all has ended well: one more Ctrl-C, while the interpreter ends, must not make it look otherwise
+        signal.signal(number, signal.SIG_IGN)
     lock.close()
     if not stopping:
         stop(f"supervisord ended by itself with {code}: see {settings.state_dir}/supervisord.log.", 1)
@@ -180,7 +183,7 @@ def forward_signals(supervisor: "subprocess.Popen[bytes]") -> list[int]:
         time.sleep(max(0.0, started + SETTLED_S - time.monotonic()))
         supervisor.terminate()
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in STOPS:
         signal.signal(number, forward)
     return stopping
 
