@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test lint reload bench bench-quick chaos clean redis
+.PHONY: help run test lint reload bench bench-quick chaos fire clean redis
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 13
 
@@ -31,6 +31,11 @@ bench-quick: bench/.peers/ready redis  ## the same in about a minute, less exact
 
 chaos: .venv/dev redis  ## kill, freeze, fill and restart everything under load for CHAOS_S seconds (default 60)
 	$(BIN)/python tests/chaos.py
+
+fire: .venv/dev redis  ## the long forms of power loss, load, slow disks, clocks and hostile HTTP, then ten minutes of chaos
+	@sh hookq/setup.sh faults
+	FIRE=1 HOSTILE=100000 $(BIN)/pytest -s tests/test_power.py tests/test_load.py tests/test_signals.py tests/test_hostile.py
+	CHAOS_S=600 $(BIN)/python tests/chaos.py
 
 clean:  ## remove what set-up has made; .env and STATE_DIR stay
 	rm -rf .venv bench/.peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 #!/bin/sh
 # What a fresh Debian or Ubuntu lacks: python3-venv, redis-server. Installed with apt-get where that is allowed, else
-# one sentence says what to type. Used by the Makefile: setup.sh venv PYTHON | redis | browser | prometheus (for the
-# tests that are skipped without) | wrk | node (for the bench)
+# one sentence says what to type. Used by the Makefile: setup.sh venv PYTHON | redis | browser | prometheus | faults (for
+# the tests that are skipped without) | wrk | node (for the bench)
 set -eu
 
 install() {
@@ -33,6 +33,7 @@ venv)
 redis) install redis-server ;;
 browser) command -v chromium >/dev/null || install chromium ;;
 prometheus) command -v promtool >/dev/null || install prometheus ;;
+faults) command -v strace >/dev/null && command -v cc >/dev/null || install strace gcc libc6-dev ;;
 wrk) command -v wrk >/dev/null || install wrk ;;
 node) command -v npm >/dev/null || install nodejs npm ;;
 esac

@@ -304,31 +304,6 @@ def test_killed_redis_comes_back_and_everything_goes_on_R1(stack):
     assert told == dict.fromkeys(logs, (2, True)) and len(logs) == 4  # a line for each change of state, not for each attempt
 
 
-def test_append_only_file_cut_inside_an_accept_keeps_all_of_it_or_nothing_R4(private_redis):
-    with closing(Store(private_redis.url, "w1")) as store:
-        file = next(Path(private_redis.folder, "appendonlydir").glob("*.incr.aof"))
-        accepted(store, 3)
-        begin = file.stat().st_size
-        accepted(store, 3, body=b"the last ones")
-        end, found = file.stat().st_size, {}
-    private_redis.stop()
-    for cut in [begin, *random.Random(3).sample(range(begin + 1, end), 20), end]:
-        with tempfile.TemporaryDirectory(prefix="hq") as folder:
-            shutil.copytree(file.parent, f"{folder}/appendonlydir")
-            os.truncate(f"{folder}/appendonlydir/{file.name}", cut)
-            server = Redis(folder, "--appendonly", "yes", "--aof-load-truncated", "yes")
-            try:
-                with closing(Store(server.start().url, "w1")) as store:
-                    jobs = {values[b"id"]: values.get(b"body") for _, values in store.redis.xrange(key("ready", "github"))}
-                    marks = {store.redis.get(name) for name in store.redis.scan_iter(key("seen", "*"))}
-                    assert marks == set(jobs) and all(jobs.values()), f"cut at {cut - begin} of {end - begin}"
-                    found[cut] = store.audit()["accepted"]
-                    assert store.audit()["gap"] == 0 and found[cut] == len(jobs)
-            finally:
-                server.stop()
-    assert set(found.values()) == {3, 6} and (found[begin], found[end]) == (3, 6)
-
-
 def cpu_s(program):
     fields = Path(f"/proc/{program.process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
