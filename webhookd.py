@@ -50,6 +50,7 @@ LARGE_PART = 15 / 16  # of MAX_HELD, that bodies longer than READ_AHEAD may fill
 ACCEPTS = 64  # new connections per turn, so that a burst of them does not starve those already here
 ANSWERS = 16  # to one connection per turn: whoever pipelines thousands of requests waits like everybody else
 BATCH, BATCH_BYTES = 64, 4 << 20  # of one commit: bounds how long Redis is busy with it
+EVICT_S = 1.0  # a connection may be here without a request, before it can lose its place to another
 SWEEP_S = 0.5  # how often deadlines are looked at
 RETRY_AFTER_S = 5
 REFUSALS_PER_S = 20  # log lines; the counters are exact
@@ -127,9 +128,9 @@ class Server(http.server.HTTPServer):
         self.pending: deque[Waiting] = deque()
         self.counters: Counter[str] = Counter()
         self.durations = Durations("http")
-        self.held = 0
+        self.held = self.lingering = 0
         self.draining_since = self.started_at = 0.0
-        self.accepting = self.checking = self.reload = False
+        self.accepting = self.checking = self.reload = self.crowded = False
         self.flushes: deque[tuple[str, Counter[str]]] = deque()
         self.more: dict[Connection, None] = {}  # with requests left over from the last turn
         self.refusals = (0, 0)
@@ -216,6 +217,10 @@ class Server(http.server.HTTPServer):
 
     def _on_listener(self, _mask: int = 0) -> None:
         for _ in range(ACCEPTS):
+            if len(self.connections) - self.lingering >= self.settings.max_connections and not self._evict():
+                self.crowded = True  # the backlog keeps what waits, until somebody goes or has been here for long enough
+                self._listen(False)
+                return
             try:
                 sock, _ = self.socket.accept()
             except (BlockingIOError, ConnectionError):
@@ -224,11 +229,6 @@ class Server(http.server.HTTPServer):
                 log.event("connections.exhausted", "error", error=error.strerror)
                 self._listen(False)
                 return
-            if len(self.connections) >= self.settings.max_connections:
-                self._evict()
-            if len(self.connections) >= self.settings.max_connections:  # all of them are about to be answered
-                sock.close()
-                continue
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection = Connection(sock, time.monotonic())
@@ -236,12 +236,18 @@ class Server(http.server.HTTPServer):
             self._register(sock, IN, connection)
             self._on_connection(connection, IN)  # its request is usually here already
 
-    def _evict(self) -> None:
-        """Make room: whoever has sent nothing complete for the longest goes first, then new ones get their chance."""
-        candidates = [c for c in self.connections if not c.waiting and not c.out]
+    def _evict(self) -> bool:
+        """Make room, if anybody can go: whoever has sent nothing complete for the longest; who had begun a body is told so."""
+        before = time.monotonic() - EVICT_S
+        candidates = [c for c in self.connections if c.since < before and not (c.waiting or c.out or c.lingering)]
         for connection in heapq.nsmallest(32, candidates, key=lambda c: c.since):
             self.counters["evicted_connections"] += 1
-            self._forget(connection)
+            if connection.request:
+                connection.buffer = b""
+                self._refuse(connection, Rejected("overloaded", "there are too many connections"), 503)
+            else:
+                self._forget(connection)
+        return bool(candidates) and len(self.connections) < 2 * self.settings.max_connections
 
     # ---------------- one connection
 
@@ -466,6 +472,7 @@ class Server(http.server.HTTPServer):
             self._forget(c)
             return
         c.lingering, c.buffer = True, b""
+        self.lingering += 1
         c.deadline = time.monotonic() + wire.LINGER_S
         try:
             c.sock.shutdown(socket.SHUT_WR)
@@ -492,6 +499,10 @@ class Server(http.server.HTTPServer):
     def _forget(self, c: Connection) -> None:
         if c in self.connections:
             self.connections.remove(c)
+            self.lingering -= c.lingering
+            if self.crowded:
+                self.crowded = False
+                self._listen(not self.draining_since)
             self.held -= c.held
             c.held = 0
             if c.mask:

@@ -497,6 +497,16 @@ def test_idle_connections_make_room_for_a_good_request(short):
         sock.close()
 
 
+def test_half_sent_bodies_make_room_too_and_are_told_so(short):
+    port, server = short(MAX_CONNECTIONS="20")
+    with ExitStack() as stack:
+        slow = [stack.enter_context(Client(port)).send(request(b"x" * 2000)[:-1]) for _ in range(20)]
+        assert ask(port, request())[0] == GOOD
+        line, headers, body = slow[0].answer()
+        assert line.startswith("HTTP/1.1 503") and headers["retry-after"] and json.loads(body)["reason"] == "overloaded"
+        assert len(server.connections) <= 40
+
+
 def test_read_ahead_of_a_sender_that_reads_no_answers_is_bounded(short):
     port, server = short()
     with Client(port) as client:
