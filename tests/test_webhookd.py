@@ -497,7 +497,9 @@ def test_idle_connections_make_room_for_a_good_request(short):
         sock.close()
 
 
-def test_half_sent_bodies_make_room_too_and_are_told_so(short):
+def test_half_sent_bodies_make_room_too_and_are_told_so(short, monkeypatch):
+    monkeypatch.setattr(webhookd, "EVICT_S", 0.1)
+    monkeypatch.setattr(webhookd, "FIRST_REDIS_S", 0.0)
     port, server = short(MAX_CONNECTIONS="20")
     with ExitStack() as stack:
         slow = [stack.enter_context(Client(port)).send(request(b"x" * 2000)[:-1]) for _ in range(20)]
