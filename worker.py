@@ -26,7 +26,20 @@ from typing import Any
 
 from hookq import log, process
 from hookq.config import VERSION, Config, Source, add_flags, load
-from hookq.handlers import GiveUp, Handler, NotJson, Retry, TimeLimit, find_handler, parse_body, place_of, text_of, trace_of, watch_time
+from hookq.handlers import (
+    GiveUp,
+    Handler,
+    NotJson,
+    Retry,
+    TimeLimit,
+    find_handler,
+    parse_body,
+    place_of,
+    stop_watch,
+    text_of,
+    trace_of,
+    watch_time,
+)
 from hookq.handlers import run as run_handler
 from hookq.job import cause_of
 from hookq.metrics import bucket
@@ -227,6 +240,7 @@ class Worker:
                 time.sleep(0.1)
         # Nothing is lost if that failed: the leases run out, and the jobs run again.
         self.hand.close()
+        stop_watch()
 
 
 def attempt(

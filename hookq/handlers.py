@@ -127,10 +127,15 @@ _due = 0.0  # when the timer fires
 
 
 def watch_time() -> None:
-    """Take the signal that ends a handler: before the first, and again now and then, for one may have taken it for itself."""
+    """Set timer and signal anew for the next handler: now and then, for one of before may have taken them for itself."""
     global _due
-    signal.signal(signal.SIGALRM, _on_alarm)
     _due = 0.0
+
+
+def stop_watch() -> None:
+    """Take the timer back. It would outlive an exec, and end the program that begins there."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    watch_time()
 
 
 def run(handler: Handler, delivery: Delivery, limit_s: float) -> BaseException | None:
@@ -159,6 +164,7 @@ def run(handler: Handler, delivery: Delivery, limit_s: float) -> BaseException |
 def _set_timer(now: float, seconds: float) -> None:
     global _due
     _due = now + seconds
+    signal.signal(signal.SIGALRM, _on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 

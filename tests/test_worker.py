@@ -224,6 +224,19 @@ def test_hup_starts_anew_with_the_handler_of_now(store, work):
     assert program.process.pid == pid and program.process.poll() is None
 
 
+def test_hup_leaves_no_timer_that_ends_the_worker_anew(store, work):
+    program = work(timeout_s=2)
+    accepted(store, 3)
+    settled(store, done=3)
+    program.process.send_signal(signal.SIGHUP)
+    until(lambda: len(program.events("process.start")) == 2)
+    end = time.monotonic() + 2.2
+    until(lambda: program.process.poll() is not None or time.monotonic() > end)
+    accepted(store)
+    settled(store, done=4)
+    assert program.process.poll() is None
+
+
 def test_job_of_a_killed_worker_is_run_by_another_R9(store, work):
     first = work()
     accepted(store, body=b"wait")
