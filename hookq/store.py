@@ -220,6 +220,7 @@ class Store:
             self.redis.set_response_callback(command, lambda reply, **_: reply)
         self._groups: set[str] = set()
         self._asked: Any = None  # the connection whose answer is still to be read
+        self._rows: Sequence[Settled] = ()  # and what it was asked to settle
 
     def close(self) -> None:
         self.redis.close()
@@ -277,20 +278,24 @@ class Store:
             ("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count, "STREAMS", *where),
         ]
         with _reaching():
-            self._asked = self.redis.connection_pool.get_connection()
+            self._asked, self._rows = self.redis.connection_pool.get_connection(), settled
             self._asked.send_packed_command(self._asked.pack_commands(commands))
 
     def answer(self) -> tuple[list[bool], list[Lease]]:
         """Return what settle and lease would have. After Away both may have been done: ask again, by settle and lease."""
         try:
             with _reaching():
-                outcomes, found = self._asked.read_response(), self._asked.read_response()
+                try:
+                    outcomes = self._asked.read_response()
+                except redis.exceptions.NoScriptError:  # Redis was started anew: nothing ran
+                    outcomes = None
+                found = self._asked.read_response()
         except BaseException:
             self.forget()
             raise
         self.redis.connection_pool.release(self._asked)
         self._asked = None
-        return [bool(done) for done in outcomes], _leases(found)
+        return self.settle(self._rows) if outcomes is None else [bool(done) for done in outcomes], _leases(found)
 
     def forget(self) -> None:
         """Give up what was asked, if anything was: its answer will not be read."""
