@@ -243,10 +243,11 @@ def show(store: Store, args: argparse.Namespace) -> int:
     for name, value in facts_of(found).items():
         print(f"{name:12} {dlq.stamp(value) if name == 'received_at' else log.printable(str(value))}")
     for event in found.events:
-        told = "  ".join(f"{k}={v}" for k, v in event.items() if k not in ("at", "event", "source"))
+        facts = {**event, "answer": event["answer"]["status"]} if "answer" in event else event
+        told = "  ".join(f"{k}={v}" for k, v in facts.items() if k not in ("at", "event", "source", "output"))
         print(f"{dlq.stamp(event['at'])}  {event['event']:18} {log.printable(told)}")
-    if found.trace:
-        print("\n" + printable_lines(found.trace))
+    for text in filter(None, (found.trace, dlq.said(found))):
+        print("\n" + printable_lines(text))
     if found.delivery:
         print("\n" + "\n".join(f"{name}: {log.printable(value)}" for name, value in dlq.shown_headers(found.delivery).items()))
         print("\n" + printable_lines(found.delivery.body.decode("utf-8", "backslashreplace")))

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""The blocking worker loop: lease, run the handler, settle. One job at a time in each process.
+"""The blocking worker loop: lease, run the handler, settle. One job in Python at a time in each process.
 
-Two threads. The main one leases a few jobs, runs them in turn and settles them together: fast handlers in batches of
-a few milliseconds, while the next batch runs; slow ones at once. The minder keeps the leases, makes due retries
-ready, and takes over the jobs of workers that are gone; it lives on while a handler computes.
+Two threads, and more for what waits. The main one leases a few jobs, runs them in turn and settles them together: fast
+handlers in batches of a few milliseconds, while the next batch runs; slow ones at once. The minder keeps the leases, makes due retries
+ready, and takes over the jobs of workers that are gone; it lives on while a handler computes. Jobs that wait for
+somebody else, a URL or a command, run beside the main thread, up to `concurrency` of each source.
 
 Every way out of a job ends in a Settled: it returned → done; Retry or any exception → retry, or dead when no attempts
 are left; GiveUp → dead. What kills the process settles nothing: another worker finds the lease and runs the job again.
@@ -14,25 +15,37 @@ work and its settling, so handlers should be idempotent by `delivery.id`.
 
 import argparse
 import faulthandler
+import fnmatch
+import functools
 import mmap
 import os
 import random
+import re
+import resource
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, NamedTuple
 
 from hookq import log, process
+from hookq.command import Command
 from hookq.config import VERSION, Config, Source, add_flags, load
+from hookq.forward import Target
 from hookq.handlers import (
     GiveUp,
-    Handler,
     NotJson,
     Retry,
+    Runner,
+    Spec,
     TimeLimit,
     find_handler,
+    in_process,
+    kind_of,
     parse_body,
     place_of,
     stop_watch,
@@ -40,7 +53,6 @@ from hookq.handlers import (
     trace_of,
     watch_time,
 )
-from hookq.handlers import run as run_handler
 from hookq.job import cause_of
 from hookq.metrics import bucket
 from hookq.retry import delay_s
@@ -59,6 +71,7 @@ CLOCK_SET_S = 5.0  # Redis' clock, against ours that nobody sets: more than the 
 STALLED_S = 30.0  # without a poll while Redis answers: the loop hangs, and a new process will not
 PAUSE_S, MAX_PAUSE_S = 0.05, 1.0  # before Redis is asked again; halved at random, so that workers do not come all at once
 PROMOTE_ROUNDS = 10  # of 100 due retries in one tick: leases must be renewed meanwhile
+FULL_S = 0.01  # how long a free place beside may go unseen while others wait for Redis
 FORGET_S = 300.0  # without a heartbeat, where no list of clients tells who lives; longer than clocks are apart
 DRAIN_S = 5.0  # for settling while Redis is away at a stop
 EX_SOFTWARE = 70
@@ -100,16 +113,106 @@ class Hand:
             return None
 
 
+class Way(NamedTuple):
+    """How a job is run: by what, and whether that waits for somebody else."""
+
+    run: Runner
+    waits: bool
+
+
+def way_of(spec: Spec, source: Source) -> Way:
+    kind = kind_of(spec)
+    if kind == "http":
+        first_byte_s, private = source.first_byte_s, source.allow_private
+        return Way(Target(str(spec), source.target_secret, source.answers, private=private, first_byte_s=first_byte_s).run, True)
+    if kind == "command":
+        return Way(Command(tuple(spec), source.handler_dir).run, True)
+    if kind == "ignore":
+        return Way(lambda _delivery, _limit_s: (None, {"ignored": True}), False)
+    return Way(in_process(find_handler(str(spec), source.handler_dir) if kind == "python" else parse_body), False)
+
+
+class Ways:
+    """The ways of one source: the first rule whose pattern fits the event type, else the default."""
+
+    def __init__(self, source: Source) -> None:
+        self.rules = [(re.compile(fnmatch.translate(event)).match, way_of(spec, source)) for event, spec in source.rules]
+        self.default = way_of(source.handler, source)
+        self.waits = any(way.waits for way in [self.default, *(way for _, way in self.rules)])
+
+    def of(self, event_type: str) -> Way:
+        return next((way for fits, way in self.rules if fits(event_type)), self.default) if self.rules else self.default
+
+
+class Beside:
+    """Jobs that run beside the main thread, each in one of its own, up to `concurrency` of a source at a time.
+
+    What has ended is settled at once, by one more thread, however long the main one is busy. What Redis does not answer
+    for is settled again: the fence makes that safe.
+    """
+
+    def __init__(self, settings: Config, name: str, settled: Callable[[Sequence[Settled], Sequence[bool]], None]) -> None:
+        self.limits = {source.signer.name: source.concurrency for source in settings.sources.values()}
+        self.running: Counter[str] = Counter()
+        self.leases: dict[bytes, tuple[Lease, float]] = {}  # and when they began; until they are settled
+        self.freed = threading.Event()
+        self.lock = threading.Lock()
+        self.ended: SimpleQueue[Settled | None] = SimpleQueue()
+        self.store, self.settled = Store(settings.redis_url, name), settled
+        threading.stack_size(512 * 1024)  # of each: 8 MB would be counted against WORKER_MEMORY
+        self.pool = ThreadPoolExecutor(sum(self.limits.values()), "beside")
+        self.settler = threading.Thread(target=self._settle, daemon=True)
+        self.settler.start()
+
+    def free(self, source: str) -> int:
+        return self.limits.get(source, 1) - self.running[source]
+
+    def start(self, lease: Lease, work: Callable[[Lease], Settled]) -> None:
+        with self.lock:
+            self.running[lease.delivery.source] += 1
+            self.leases[lease.entry] = lease, time.monotonic()
+        self.pool.submit(self._run, lease, work)
+
+    def _run(self, lease: Lease, work: Callable[[Lease], Settled]) -> None:
+        try:
+            self.ended.put(work(lease))
+        except BaseException as error:  # of ours, not of a handler: the lease runs out, and the job runs again
+            log.event("worker.failed", "critical", error=repr(error), place=place_of(error))
+        with self.lock:
+            self.running[lease.delivery.source] -= 1
+        self.freed.set()
+
+    def _settle(self) -> None:
+        last = False
+        while not last:
+            rows = [self.ended.get()]
+            while not self.ended.empty():
+                rows.append(self.ended.get())
+            last, known = None in rows, [row for row in rows if row]
+            while known:
+                try:
+                    self.settled(known, self.store.settle(known))
+                    break
+                except Away:  # the main loop says so
+                    time.sleep(PAUSE_S)
+            with self.lock:
+                for row in known:
+                    self.leases.pop(row.lease.entry, None)
+
+    def end(self) -> None:
+        """Wait for what runs, each as long as its time limit lets it, and settle it."""
+        self.pool.shutdown()
+        self.ended.put(None)
+        self.settler.join(DRAIN_S)  # nothing is lost if that was too short: the leases run out, and the jobs run again
+
+
 class Worker:
-    """The main loop and what the minder may look at: `held`, `current` and `polled_at`."""
+    """The main loop and what the minder may look at: `held`, `current`, `beside` and `polled_at`."""
 
     def __init__(self, settings: Config, name: str, signals: process.Signals) -> None:
         self.settings, self.name, self.signals = settings, name, signals
         self.store = Store(settings.redis_url, name)
-        self.handlers: dict[str, Handler] = {
-            source.signer.name: find_handler(source.handler, source.handler_dir) if source.handler else parse_body
-            for source in settings.sources.values()
-        }
+        self.ways = {source.signer.name: Ways(source) for source in settings.sources.values()}
         self.sources = set(settings.sources)
         self.hand = Hand(settings.state_dir, name)
         self.lock = threading.Lock()
@@ -121,11 +224,15 @@ class Worker:
         self.mean_s, self.mean_bytes, self.spread = 0.01, 10_000.0, 1
         self.done = 0
         self.away = False
+        self.full = False  # of memory: it starts anew after the job that filled it
+        self.beside: Beside | None = None
 
     def run(self) -> None:
         """Lease and work until a stop is asked for; then settle what is done and give back the rest."""
         again, pause_s = True, PAUSE_S
-        while not self.signals.asked:
+        if any(ways.waits for ways in self.ways.values()):
+            self.beside = Beside(self.settings, self.name, self._settled)
+        while not (self.signals.asked or self.full):
             self.polled_at = time.monotonic()
             try:
                 self._settle()  # what a lost connection left over: it must not be leased, and run, again
@@ -154,7 +261,18 @@ class Worker:
         return max(1, min(PREFETCH, int(0.05 / self.mean_s), int(PREFETCH_BYTES / self.mean_bytes)) // self.spread)
 
     def _lease(self, again: bool) -> list[Lease]:
-        return self._took(self.store.lease(self.sources, self._count(), BLOCK_MS, again=again))
+        if not self.beside:
+            return self._took(self.store.lease(self.sources, self._count(), BLOCK_MS, again=again))
+        self.beside.freed.clear()
+        free = {name: self.beside.free(name) for name in self.sources if name in self.ways and self.ways[name].waits}
+        sources = {name for name in self.sources if free.get(name, 1) > 0}
+        if not sources:
+            self.beside.freed.wait(FULL_S)
+            return self._took([])
+        count = min([self._count(), *(places for places in free.values() if places > 0)])
+        block_ms = int(1000 * FULL_S) if len(sources) < len(self.sources) else BLOCK_MS
+        leases = self.store.lease(sources, count, block_ms, again=again)
+        return self._took([lease for lease in leases if lease.entry not in self.beside.leases])
 
     def _took(self, leases: list[Lease]) -> list[Lease]:
         self.polled_at = time.monotonic()
@@ -166,7 +284,7 @@ class Worker:
     def _work(self, leases: list[Lease]) -> None:
         """Run these jobs and those that are ready after them; what is quick is settled, and the next leased, meanwhile."""
         while leases:
-            ahead = len(leases) >= self._count() and len(leases) * self.mean_s < AHEAD_S and not self.signals.asked
+            ahead = len(leases) >= self._count() and len(leases) * self.mean_s < AHEAD_S and not (self.beside or self.stopping)
             if ahead:
                 self.asked, self.finished = self.finished, []
                 self.store.ask(self.asked, self.sources, self._count())
@@ -185,14 +303,19 @@ class Worker:
         begun = 0.0
         watch_time()
         for lease in leases:
-            if self.signals.asked:
+            if self.stopping:
                 self.finished.append(Settled(lease, "ready"))
+                continue
+            ways = self.ways.get(lease.delivery.source)
+            way = ways.of(lease.delivery.event_type) if ways else None
+            if self.beside and way and way.waits:
+                self.beside.start(lease, functools.partial(self._attempt, way=way))
                 continue
             if lease.suspect:
                 self._settle()
                 self.store.announce(lease)
             started = time.monotonic()
-            self.finished.append(self._attempt(lease, started))
+            self.finished.append(self._in_hand(lease, way, started))
             took = time.monotonic() - started
             self.mean_s += (took - self.mean_s) / 8 + 1e-6
             self.mean_bytes += (len(lease.delivery.body) - self.mean_bytes) / 8
@@ -203,17 +326,29 @@ class Worker:
                 if lease.suspect:
                     self.store.announce(None)
 
-    def _attempt(self, lease: Lease, started: float) -> Settled:
+    @property
+    def stopping(self) -> bool:
+        return self.signals.asked or self.full
+
+    def _in_hand(self, lease: Lease, way: Way | None, started: float) -> Settled:
+        """Run a job in this thread, where it may cost the process: others can see which one that was."""
         source = self.settings.sources.get(lease.delivery.source)
-        limit_s = source.timeout_s if source else 0.0
-        self.current = (lease, started, limit_s)
+        self.current = (lease, started, source.timeout_s if source else 0.0)
         self.hand.take(lease.entry)
         try:
-            return attempt(lease, source, self.handlers.get(lease.delivery.source), self.name, time.time, random.random)
+            settled = self._attempt(lease, way)
         finally:
             self.hand.take(b"")
             self.polled_at = time.monotonic()
             self.current = None
+        if str(settled.facts.get("error")).startswith("MemoryError"):
+            self.full = True
+            log.event("worker.full", "error", id=lease.delivery.id, why="a handler met WORKER_MEMORY; the worker starts anew")
+        return settled
+
+    def _attempt(self, lease: Lease, way: Way | None) -> Settled:
+        source = self.settings.sources.get(lease.delivery.source)
+        return attempt(lease, source, way.run if way else None, self.name, time.time, random.random)
 
     def _settle(self) -> None:
         """Settle what is finished; what Redis did not answer for stays, to be settled again: the fence makes that safe."""
@@ -227,8 +362,8 @@ class Worker:
         with self.lock:
             for row in rows:
                 self.held.pop(row.lease.entry, None)
+            self.done += len(rows)
         log.events(_told(row, settled) for row, settled in zip(rows, outcomes, strict=True))
-        self.done += len(rows)
 
     def _drain(self) -> None:
         log.event("process.drain", unsettled=len(self.finished))
@@ -238,13 +373,15 @@ class Worker:
                 self._settle()
             except Away:
                 time.sleep(0.1)
+        if self.beside:
+            self.beside.end()
         # Nothing is lost if that failed: the leases run out, and the jobs run again.
         self.hand.close()
         stop_watch()
 
 
 def attempt(
-    lease: Lease, source: Source | None, handler: Handler | None, worker: str, clock: Callable[[], float], dice: Callable[[], float]
+    lease: Lease, source: Source | None, run: Runner | None, worker: str, clock: Callable[[], float], dice: Callable[[], float]
 ) -> Settled:
     """Run one job and return what becomes of it; nothing that a handler does escapes from here."""
     delivery = lease.delivery
@@ -258,10 +395,10 @@ def attempt(
     facts = {"attempt": number, "of": policy.max_attempts, "worker": worker}
     facts |= {"event_type": delivery.event_type, "delivery_id": delivery.delivery_id}  # the job itself is gone once done
     facts["wait_ms"] = round(1000 * wait_s, 1)
-    if handler is None:
-        error: BaseException | None = NoSource(f"the settings have no source {delivery.source}")
-    else:
-        error = run_handler(handler, delivery._replace(attempt=number), policy.timeout_s)
+    error: BaseException | None = NoSource(f"the settings have no source {delivery.source}")
+    if run:
+        error, more = run(delivery._replace(attempt=number), policy.timeout_s)
+        facts |= more
     ended = clock()
     facts["run_ms"] = round(1000 * (ended - started), 1)
     durations = (("wait", wait_s), ("attempt", max(0.0, ended - started)), ("delivery", max(0.0, ended - delivery.received_at)))
@@ -335,7 +472,9 @@ class Minder(threading.Thread):
     def _tick(self, now: float) -> None:
         worker, store = self.worker, self.store
         current = worker.current
-        job = {"id": current[0].delivery.id, "source": current[0].delivery.source, "for_s": round(now - current[1], 1)} if current else None
+        beside = list(worker.beside.leases.values()) if worker.beside else []
+        lease, began = current[:2] if current else beside[0] if beside else (None, now)
+        job = {"id": lease.delivery.id, "source": lease.delivery.source, "for_s": round(now - began, 1)} if lease else None
         beat = {"started_at": self.started_at, "pid": os.getpid(), "done": worker.done, "job": job}
         store.beat(beat, log.take_counts())
         self.answered_at = time.monotonic()
@@ -426,6 +565,7 @@ def main() -> None:
 
     signals = process.Signals()
     settings = process.load_or_exit(read_settings, check=args.check)
+    resource.setrlimit(resource.RLIMIT_DATA, (settings.worker_memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     worker = Worker(settings, process.name_of("worker"), signals)
     log.event("process.start", program="worker", version=VERSION, worker=worker.name, sources=sorted(settings.sources))
     Minder(worker).start()
@@ -433,7 +573,7 @@ def main() -> None:
         worker.run()
         if signals.stop:
             break
-        if process.reload_wanted(signals):
+        if worker.full or process.reload_wanted(signals):
             process.reexec()
     log.event("process.end", program="worker", done=worker.done)
 

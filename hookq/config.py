@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
-from hookq.handlers import BadHandler, find_handler
+from hookq import command
+from hookq.handlers import BadHandler, Spec, find_handler, kind_of
 from hookq.schemes import ALGORITHMS, ENCODINGS, PART, SCHEMES, Scheme
 from hookq.signing import Signer, keys_of
 
@@ -157,6 +158,8 @@ SETTINGS: Final = (
     Setting("INGEST_PROCESSES", _whole(1, 64), "2", "ingestion processes"),
     Setting("WORKERS", _whole(0, 256), "2", "worker processes"),
     # GitHub sends up to 25 MB (docs.github.com, "Webhook events and payloads"); nobody known sends more.
+    # A handler that eats memory gets MemoryError here, and its worker starts anew; without a limit the kernel kills somebody.
+    Setting("WORKER_MEMORY", _size, "1gb", "of one worker process"),
     Setting("MAX_BODY", _body_size, "25mb", "longest body that is read"),
     Setting("MAX_CONNECTIONS", _whole(1, 100_000), "2000", "open connections of one ingestion process"),
     Setting("MAX_HELD", _size, "256mb", "bytes of bodies one ingestion process holds at once"),
@@ -171,8 +174,15 @@ class Source:
     """A configured sender and what is owed to its deliveries."""
 
     signer: Signer
-    handler: str = ""
+    handler: Spec = ""
     handler_dir: Path = Path()
+    rules: tuple[tuple[str, Spec], ...] = ()  # patterns of event types and their handlers; the first that fits wins
+    concurrency: int = 1
+    target_secret: bytes = field(default=b"", repr=False)
+    answers: Mapping[str, str] = field(default_factory=dict)
+    allow_private: bool = False
+    # Half of the usual timeout_s: who has not begun by then will hardly end in time, and holds a connection.
+    first_byte_s: float = 15.0
     max_attempts: int = 8
     retry_base_s: float = 5.0
     retry_max_s: float = 3600.0
@@ -193,6 +203,7 @@ class Config:
     redis_maxmemory: int
     ingest_processes: int
     workers: int
+    worker_memory: int
     max_body: int
     max_connections: int
     max_held: int
@@ -213,6 +224,10 @@ _SECONDS: Final[Check] = (
     lambda v: isinstance(v, int | float) and not isinstance(v, bool) and 0 < v <= 31_536_000,
     "a number of seconds above 0",
 )
+_HANDLER: Final[Check] = (
+    lambda v: _TEXT[0](v) or (isinstance(v, list) and bool(v) and all(isinstance(word, str) and "\0" not in word for word in v)),
+    'a text such as "file.py:function", a URL or "ignore", or the words of a command in a list',
+)
 _HEADER: Final[Check] = (
     lambda v: isinstance(v, str) and bool(re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^`|~-]{1,100}", v)),
     "the name of a header",
@@ -226,7 +241,16 @@ def _one_of(*values: str) -> Check:
 _COMMON: Final[dict[str, Check]] = {
     "scheme": _one_of(*SCHEMES),
     "secrets": (lambda v: isinstance(v, list) and bool(v) and all(isinstance(s, str) for s in v), "a list of texts"),
-    "handler": _TEXT,
+    "handler": _HANDLER,
+    "on": (lambda v: isinstance(v, list) and all(isinstance(rule, dict) for rule in v), "tables, [[sources.NAME.on]]"),
+    "concurrency": (lambda v: type(v) is int and 1 <= v <= 500, "a whole number from 1 to 500"),
+    "target_secret": _TEXT,
+    "answers": (
+        lambda v: isinstance(v, dict) and all(re.fullmatch("[1-5][0-9][0-9]", k) and w in ("done", "retry", "dead") for k, w in v.items()),
+        "a table of statuses, each done, retry or dead",
+    ),
+    "allow_private": (lambda v: type(v) is bool, "true or false"),
+    "first_byte_s": _SECONDS,
     "max_attempts": (lambda v: type(v) is int and 1 <= v <= 1000, "a whole number from 1 to 1000"),
     "retry_base_s": _SECONDS,
     "retry_max_s": _SECONDS,
@@ -250,6 +274,20 @@ _HMAC: Final[dict[str, Check]] = {
     "id_header": _HEADER,
     "event_header": _HEADER,
 }
+
+
+# What of a table is a field of Source as it stands.
+_OPTIONS: Final = (
+    "max_attempts",
+    "retry_base_s",
+    "retry_max_s",
+    "timeout_s",
+    "dedupe_s",
+    "concurrency",
+    "answers",
+    "allow_private",
+    "first_byte_s",
+)
 
 
 def load(
@@ -409,12 +447,9 @@ def _source(name: str, table: dict[str, Any], base: Path, lookup: Mapping[str, s
             problems.append(f"{say}{key} is missing: it must be {checks[key][1]}.")
     good = {key: value for key, value in table.items() if key in checks and checks[key][0](value)}
     secrets = tuple(_resolve(ref, say, base, lookup, problems) for ref in good.get("secrets", ()))
-    handler = good.get("handler", "")
-    if handler:
-        try:
-            find_handler(handler, base)
-        except BadHandler as error:
-            problems.append(f"{say}handler is {handler!r}: {error}")
+    rules = tuple(_rule(rule, base, say, problems) for rule in good.get("on", ()))
+    handler = _handler(good.get("handler", ""), base, f"{say}handler", problems)
+    target_secret = _resolve(good["target_secret"], say, base, lookup, problems) if "target_secret" in good else secrets[:1] and secrets[0]
     scheme = dataclasses.replace(SCHEMES[good.get("scheme", "hmac")], **{k: v for k, v in good.items() if k in _HMAC or k == "tolerance_s"})
     if scheme.or_else and "tolerance_s" in good:
         scheme = dataclasses.replace(scheme, or_else=dataclasses.replace(scheme.or_else, tolerance_s=good["tolerance_s"]))
@@ -426,11 +461,40 @@ def _source(name: str, table: dict[str, Any], base: Path, lookup: Mapping[str, s
         for reference, secret in zip(good.get("secrets", ()), secrets, strict=False)
         if scheme.key == "base64" and len(secret) >= MIN_SECRET and not any(len(key) >= MIN_SECRET for key in keys_of(scheme, secret))
     ]
-    options = {k: good[k] for k in ("max_attempts", "retry_base_s", "retry_max_s", "timeout_s", "dedupe_s") if k in good}
-    source = Source(Signer(name, scheme, secrets, good.get("public_url", ""), good.get("dedupe", "id")), handler, base, **options)
+    options = {k: good[k] for k in _OPTIONS if k in good}
+    signer = Signer(name, scheme, secrets, good.get("public_url", ""), good.get("dedupe", "id"))
+    source = Source(signer, handler, base, rules, target_secret=target_secret or b"", **options)
     if source.retry_base_s > source.retry_max_s:
         problems.append(f"{say}retry_base_s is more than retry_max_s: no delay could be both.")
     return source if len(problems) == before else None
+
+
+def _rule(rule: dict[str, Any], base: Path, say: str, problems: list[str]) -> tuple[str, Spec]:
+    """Return (pattern, handler) of one [[sources.NAME.on]]."""
+    event, handler = rule.get("event"), rule.get("handler")
+    for key in sorted(rule.keys() - {"event", "handler"}):
+        problems.append(f"{say}on: {key} is no setting of a rule: it has event and handler.")
+    if not isinstance(event, str) or not event:
+        problems.append(f'{say}on: event must be a pattern of event types, such as "pull_request*".')
+    if not handler or not _HANDLER[0](handler):
+        problems.append(f"{say}on {event!r}: handler must be {_HANDLER[1]}.")
+        return "", ""
+    return str(event), _handler(handler, base, f"{say}on {event!r}: handler", problems)
+
+
+def _handler(given: Any, base: Path, say: str, problems: list[str]) -> Spec:
+    """Return a handler as it is written in the settings, after a look whether it can be run."""
+    spec: Spec = tuple(given) if isinstance(given, list) else given
+    try:
+        if kind_of(spec) == "python":
+            find_handler(str(spec), base)
+        elif kind_of(spec) == "http" and (not _is_url(spec) or urlsplit(str(spec)).username is not None):
+            raise BadHandler("it must be a whole URL, without user and password: the target knows us by the signature.")
+        elif kind_of(spec) == "command" and not command.found(spec[0], base):
+            raise BadHandler(f"{spec[0]} is not there, or not executable.")
+    except BadHandler as error:
+        problems.append(f"{say} is {given!r}: {error}")
+    return spec
 
 
 def _check_scheme(scheme: Scheme, say: str, has_url: bool, problems: list[str]) -> None:

@@ -223,6 +223,13 @@ def _log(event: str, act: Act, count: int, **facts: Any) -> None:
 # ---------------- one delivery
 
 
+def said(found: Story) -> str:
+    """Return what the target answered, or the command printed, in the last attempt that is known; "" if nothing."""
+    facts = [*reversed(found.events), found.parked.facts if found.parked else {}]
+    answer = next((f["answer"]["body"] if "answer" in f else f["output"] for f in facts if "answer" in f or "output" in f), "")
+    return str(answer)
+
+
 def story(store: Store, text: str) -> Story:
     """Return the story of the one delivery whose job id begins with `text`, or whose delivery id it is. Raises NoSuch."""
     states = store.locate(text) if text else {}

@@ -1,7 +1,8 @@
-"""Finds the handler of a source, and runs it on one delivery within its time limit.
+"""What a handler may say of a job, and the handlers in Python: how they are found, and run within their time limit.
 
-A handler is a Python function of one argument, the Delivery. It returns: the job is done. It raises Retry, GiveUp
-or anything else: the job is retried, or becomes a dead letter. This file runs; settling is the worker's.
+A handler in Python is a function of one argument, the Delivery. It returns: the job is done. It raises Retry, GiveUp
+or anything else: the job is retried, or becomes a dead letter. This file runs; settling is the worker's. The other
+kinds are in forward.py (a URL) and command.py.
 
 The time limit is a signal, so it stops a handler that waits or computes in Python. One that is stuck in C code
 does not see signals: the worker's watchdog ends the whole process then (worker.py).
@@ -11,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import re
 import signal
 import sys
@@ -25,6 +27,10 @@ from typing import Any, Final
 from hookq.job import Delivery
 
 Handler = Callable[[Delivery], Any]
+# How a handler stands in the settings: "file.py:function", "package.module:function", a URL, a command's words, "ignore".
+Spec = str | tuple[str, ...]
+# Runs a handler for so many seconds at most; returns why it failed (None: done), and facts that are kept with the attempt.
+Runner = Callable[[Delivery, float], tuple[BaseException | None, dict[str, Any]]]
 
 # An error deep in a library is the handler's: it is told by the line that called the library.
 _NOT_OWN = (*(sysconfig.get_paths()[name] for name in ("stdlib", "purelib")), str(Path(__file__).parent))
@@ -50,6 +56,21 @@ class Retry(Exception):
 class GiveUp(Exception):
     """Raised by a handler: no retry can help. The job becomes a dead letter at once."""
 
+    cause = ""
+
+    def because(self, cause: str) -> "GiveUp":
+        """Say which dead letters it is like, where no line of Python is the cause."""
+        self.cause = cause
+        return self
+
+
+class Failed(Exception):
+    """An attempt outside Python failed: a sentence, and the cause that groups it."""
+
+    def __init__(self, why: str, cause: str) -> None:
+        super().__init__(why)
+        self.cause = cause
+
 
 class NotJson(Exception):
     """The default handler could not parse the body."""
@@ -70,6 +91,20 @@ def parse_body(delivery: Delivery) -> None:
             delivery.json()
         except (ValueError, RecursionError) as error:
             raise NotJson(str(error)) from None
+
+
+def kind_of(spec: Spec) -> str:
+    """Return python, http, command, ignore, or parse where none is named."""
+    if isinstance(spec, tuple):
+        return "command"
+    if spec.startswith(("http://", "https://")):
+        return "http"
+    return spec if spec == "ignore" else "python" if spec else "parse"
+
+
+def in_process(handler: Handler) -> Runner:
+    """Return what runs a handler in Python."""
+    return lambda delivery, limit_s: (run(handler, delivery, limit_s), {})
 
 
 def find_handler(spec: str, base: Path) -> Handler:
@@ -122,6 +157,7 @@ def _load_file(path: Path) -> ModuleType:
 
 
 FOREVER: Final = float("inf")
+_PID: Final = os.getpid()
 _limit_s, _deadline = 0.0, FOREVER  # of the handler that runs
 _due = 0.0  # when the timer fires
 
@@ -155,6 +191,8 @@ def run(handler: Handler, delivery: Delivery, limit_s: float) -> BaseException |
                 raise TypeError("the handler returned something to await; it must do its work before it returns")
         finally:
             _deadline = FOREVER
+            if os.getpid() != _PID:  # the handler has forked, and this is the child: two of us must not settle
+                os._exit(0)
     except BaseException as error:  # also SystemExit: a handler decides about its job, never about the worker
         _deadline = FOREVER  # again: the alarm may have come within the line above, and comes no sooner than in a second
         return error
@@ -185,6 +223,8 @@ def place_of(error: BaseException) -> str:
 
 def trace_of(error: BaseException) -> str:
     """Return the end of the traceback as text, for the story of a dead letter: the part that says where it broke."""
+    if error.__traceback__ is None:  # it happened outside Python
+        return ""
     return sendable("".join(traceback.format_exception(error)))[-MAX_TRACE:]
 
 
@@ -194,6 +234,8 @@ def text_of(error: BaseException) -> str:
         said = str(error)
     except Exception:  # its __str__ is the handler's code, too
         said = "(its own text cannot be made)"
+    if isinstance(error, Failed):
+        return sendable(said)
     return sendable(f"{type(error).__name__}: {said}" if said else type(error).__name__)
 
 

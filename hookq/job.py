@@ -98,6 +98,8 @@ def cause_of(reason: str, error: BaseException | None, place: str) -> str:
     """Return what groups dead letters: exception type and place; the reason alone where no handler's code failed."""
     if error is None or reason in ("not_json", "no_source"):
         return reason
+    if cause := getattr(error, "cause", ""):  # of a URL or a command
+        return str(cause)
     return f"{type(error).__name__} in {place}" if place else type(error).__name__
 
 

@@ -310,12 +310,14 @@ def delivery(story: dlq.Story, view: str, frame: Frame) -> bytes:
         by="",
         told=f"its signature held (secret {d.secret})" if d and d.secret else "its signature held",
     )
+    said = {"Traceback": story.trace, "Answer or output of the last attempt": dlq.said(story)}
     return page(
         "delivery", title=f"Delivery {story.id}", notice=frame.notice, token=frame.token, id=story.id,
         facts=joined(part("fact", name=name, value=value) for name, value in facts.items() if value),
         acts=joined(part("button", act=act, text=text) for act, text in acts),
         events=joined([first, *(event_row(event, now) for event in story.events)]),
-        trace=part("trace", text=lines(story.trace)) if story.trace else "", body_note=note, body=body,
+        trace=joined(part("trace", id=title.split()[0].lower(), title=title, text=lines(text)) for title, text in said.items() if text),
+        body_note=note, body=body,
         headers=joined((part("header", name=n, value=v) for n, v in dlq.shown_headers(d).items()), "They are not kept any more.", 2),
         command=f" · .venv/bin/dlqctl --retry all --id {story.id}" if story.state == "dead" else "",
     )  # fmt: skip
@@ -325,7 +327,7 @@ def event_row(event: Mapping[str, Any], now: float) -> Markup:
     name = str(event["event"])
     attempt = f"{event['attempt']}/{event.get('of', '?')}" if "attempt" in event else ""
     by = event.get("worker") or (f"{event['who']} ({event['by']})" if "who" in event else "")
-    told = str(event.get("error") or "")
+    told = str(event.get("error") or (f"answered {event['answer']['status']}" if "answer" in event else ""))
     if "delay_s" in event:
         told += f" (again within {seconds(float(event['delay_s']))})"
     if event.get("deaths"):

@@ -17,7 +17,7 @@ PURE = {"job", "retry", "schemes", "signing", "wire", "metrics"}
 # What a pure module may not import: whatever knows the time, chance, the machine, or another process.
 IMPURE = {"time", "random", "os", "socket", "select", "selectors", "subprocess", "redis", "secrets", "threading", "pathlib", "logging"}
 THIRD_PARTY = {"redis", "hiredis"}
-MAX_LINES, MAX_FUNCTION = 4900, 45
+MAX_LINES, MAX_FUNCTION = 5450, 45
 # One word per thing; these are the words we do not use for one.
 FOREIGN_WORDS = re.compile(r"\b(morgue|nack|requeue|replay|in.flight|dead.?letter.queue|purge|visibility)\b", re.IGNORECASE)
 

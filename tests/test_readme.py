@@ -39,7 +39,7 @@ def test_flags_of_dlqctl_stand_in_readme():
 def test_keys_of_the_example_are_known(monkeypatch):
     text = (ROOT / "webhooks.example.toml").read_text()
     for key in {*config._COMMON, *config._HMAC}:
-        assert re.search(rf"^(# )?{key} =", text, re.MULTILINE), key
+        assert re.search(rf"^(# )?({key} =|\[\[sources\.[a-z]+\.{key}\]\])", text, re.MULTILINE), key
 
 
 def test_files_that_readme_names_exist():

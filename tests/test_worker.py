@@ -11,7 +11,7 @@ from conftest import NOW, SECRET, accepted, act, dead, dead_ids, delivery, fill,
 import worker
 from hookq import GiveUp, Retry, config, process
 from hookq.config import Source
-from hookq.handlers import NotJson
+from hookq.handlers import NotJson, in_process
 from hookq.job import MAX_DEATHS
 from hookq.schemes import SCHEMES
 from hookq.signing import Signer
@@ -22,7 +22,7 @@ SOURCE = Source(Signer("github", SCHEMES["github"]), max_attempts=3, retry_base_
 
 def run(handler, attempt=0, source=SOURCE):
     lease = Lease(b"%d-1" % (1000 * NOW), delivery(attempt=attempt), 0, False)
-    return worker.attempt(lease, source, handler, "w1", lambda: NOW + 1.5, lambda: 0.5)
+    return worker.attempt(lease, source, in_process(handler) if handler else None, "w1", lambda: NOW + 1.5, lambda: 0.5)
 
 
 def fail(error):
@@ -341,14 +341,15 @@ def quick(store, redis_server, tmp_path):
     signals = type("Asked", (), {"asked": False})()
     one = worker.Worker(settings, "w1", signals)
     one.ran = []
-    one.handlers["github"] = lambda delivery: one.ran.append(delivery.id)
+    one.handle = lambda delivery: one.ran.append(delivery.id)
+    one.ways["github"].default = worker.Way(in_process(lambda delivery: one.handle(delivery)), False)
     yield one
     one.store.close()
 
 
 def ends_after(one, calls, then=lambda: None):
     """Make the handler ask for a stop when it was called so often."""
-    handler = one.handlers["github"]
+    handler = one.handle
 
     def handle(delivery):
         handler(delivery)
@@ -356,7 +357,7 @@ def ends_after(one, calls, then=lambda: None):
             one.signals.asked = True
             then()
 
-    one.handlers["github"] = handle
+    one.handle = handle
 
 
 def test_backlog_of_quick_jobs_is_leased_and_settled_while_they_run(quick, store, monkeypatch):
@@ -387,6 +388,15 @@ def test_redis_lost_during_a_backlog_loses_and_repeats_nothing_R6(quick, store, 
     quick.run()
     audit = store.audit()
     assert sorted(quick.ran) == made and (audit["done"], audit["ready"], audit["leased"], audit["gap"]) == (200, 0, 0, 0)
+
+
+def test_redis_that_has_forgotten_its_scripts_during_a_backlog_is_not_away(quick, store, quiet):
+    accepted(store, 200)
+    ends_after(quick, 100, lambda: setattr(quick.signals, "asked", False) or store.redis.script_flush())
+    handle = quick.handle
+    quick.handle = lambda delivery: handle(delivery) or (len(quick.ran) == 200 and setattr(quick.signals, "asked", True))
+    quick.run()
+    assert store.audit()["done"] == 200 and not [name for name, _ in quiet if name == "redis.away"]
 
 
 def test_stop_during_a_backlog_gives_back_what_was_leased_ahead(quick, store):
@@ -435,7 +445,7 @@ def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(monkeypatch, s
     monkeypatch.setattr(worker, "STALLED_S", 0.5)
     settings = config.load(environ={"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "STATE_DIR": str(tmp_path)}, root=tmp_path)
     made = worker.Worker(settings, "w1", process.Signals())
-    made.handlers["github"] = lambda _: until(lambda: time.monotonic() > begun + 1, 5)
+    made.ways["github"].default = worker.Way(in_process(lambda _: until(lambda: time.monotonic() > begun + 1, 5)), False)
     begun, ended = time.monotonic(), []
     monkeypatch.setattr(os, "_exit", ended.append)
     minder = worker.Minder(made)
