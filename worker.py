@@ -14,6 +14,7 @@ work and its settling, so handlers should be idempotent by `delivery.id`.
 """
 
 import argparse
+import contextlib
 import faulthandler
 import fnmatch
 import functools
@@ -53,7 +54,7 @@ from hookq.handlers import (
     trace_of,
     watch_time,
 )
-from hookq.job import cause_of
+from hookq.job import Delivery, cause_of
 from hookq.metrics import bucket
 from hookq.retry import delay_s
 from hookq.schemes import SCHEMES
@@ -124,7 +125,10 @@ def way_of(spec: Spec, source: Source) -> Way:
     kind = kind_of(spec)
     if kind == "http":
         first_byte_s, private = source.first_byte_s, source.allow_private
-        return Way(Target(str(spec), source.target_secret, source.answers, private=private, first_byte_s=first_byte_s).run, True)
+        schemes = filter(None, (source.signer.scheme, source.signer.scheme.or_else))
+        withheld = [scheme.header for scheme in schemes if scheme.algorithm == "token"]
+        made = Target(str(spec), source.target_secret, source.answers, private=private, first_byte_s=first_byte_s, withheld=withheld)
+        return Way(made.run, True)
     if kind == "command":
         return Way(Command(tuple(spec), source.handler_dir).run, True)
     if kind == "ignore":
@@ -151,7 +155,9 @@ class Beside:
     for is settled again: the fence makes that safe.
     """
 
-    def __init__(self, settings: Config, name: str, settled: Callable[[Sequence[Settled], Sequence[bool]], None]) -> None:
+    def __init__(
+        self, settings: Config, waiting: Sequence[str], name: str, settled: Callable[[Sequence[Settled], Sequence[bool]], None]
+    ) -> None:
         self.limits = {source.signer.name: source.concurrency for source in settings.sources.values()}
         self.running: Counter[str] = Counter()
         self.leases: dict[bytes, tuple[Lease, float]] = {}  # and when they began; until they are settled
@@ -160,7 +166,7 @@ class Beside:
         self.ended: SimpleQueue[Settled | None] = SimpleQueue()
         self.store, self.settled = Store(settings.redis_url, name), settled
         threading.stack_size(512 * 1024)  # of each: 8 MB would be counted against WORKER_MEMORY
-        self.pool = ThreadPoolExecutor(sum(self.limits.values()), "beside")
+        self.pool = ThreadPoolExecutor(sum(self.limits[name] for name in waiting), "beside")
         self.settler = threading.Thread(target=self._settle, daemon=True)
         self.settler.start()
 
@@ -171,13 +177,11 @@ class Beside:
         with self.lock:
             self.running[lease.delivery.source] += 1
             self.leases[lease.entry] = lease, time.monotonic()
-        self.pool.submit(self._run, lease, work)
+        with contextlib.suppress(RuntimeError):  # no further thread can be had: it is queued, and one of those that are here takes it
+            self.pool.submit(self._run, lease, work)
 
     def _run(self, lease: Lease, work: Callable[[Lease], Settled]) -> None:
-        try:
-            self.ended.put(work(lease))
-        except BaseException as error:  # of ours, not of a handler: the lease runs out, and the job runs again
-            log.event("worker.failed", "critical", error=repr(error), place=place_of(error))
+        self.ended.put(work(lease))  # nothing escapes from there
         with self.lock:
             self.running[lease.delivery.source] -= 1
         self.freed.set()
@@ -195,6 +199,9 @@ class Beside:
                     break
                 except Away:  # the main loop says so
                     time.sleep(PAUSE_S)
+                except Exception as error:  # without a settler nothing would be settled any more: better a new process
+                    log.event("worker.failed", "critical", error=repr(error), place=place_of(error))
+                    os._exit(EX_SOFTWARE)
             with self.lock:
                 for row in known:
                     self.leases.pop(row.lease.entry, None)
@@ -230,8 +237,8 @@ class Worker:
     def run(self) -> None:
         """Lease and work until a stop is asked for; then settle what is done and give back the rest."""
         again, pause_s = True, PAUSE_S
-        if any(ways.waits for ways in self.ways.values()):
-            self.beside = Beside(self.settings, self.name, self._settled)
+        waiting = [name for name, ways in self.ways.items() if ways.waits]
+        self.beside = Beside(self.settings, waiting, self.name, self._settled) if waiting else None
         while not (self.signals.asked or self.full):
             self.polled_at = time.monotonic()
             try:
@@ -271,8 +278,10 @@ class Worker:
             return self._took([])
         count = min([self._count(), *(places for places in free.values() if places > 0)])
         block_ms = int(1000 * FULL_S) if len(sources) < len(self.sources) else BLOCK_MS
+        known = set(self.beside.leases)  # before it is asked: what is settled meanwhile is not to run again
+        count += len(known) if again else 0  # of what is held already, those come first
         leases = self.store.lease(sources, count, block_ms, again=again)
-        return self._took([lease for lease in leases if lease.entry not in self.beside.leases])
+        return self._took([lease for lease in leases if lease.entry not in known])
 
     def _took(self, leases: list[Lease]) -> list[Lease]:
         self.polled_at = time.monotonic()
@@ -397,7 +406,7 @@ def attempt(
     facts["wait_ms"] = round(1000 * wait_s, 1)
     error: BaseException | None = NoSource(f"the settings have no source {delivery.source}")
     if run:
-        error, more = run(delivery._replace(attempt=number), policy.timeout_s)
+        error, more = _whole(run, delivery._replace(attempt=number), policy.timeout_s)
         facts |= more
     ended = clock()
     facts["run_ms"] = round(1000 * (ended - started), 1)
@@ -423,6 +432,14 @@ def attempt(
     label = "timeout" if isinstance(error, TimeLimit) else "dead"
     cause, trace = cause_of(reason, error, facts["place"]), trace_of(error)
     return Settled(lease, "dead", facts, reason=reason, cause=cause, trace=trace, counted=f"{label} {counted}")
+
+
+def _whole(run: Runner, delivery: Delivery, limit_s: float) -> tuple[BaseException | None, dict[str, Any]]:
+    """Run it; an exception of our own must not keep the job from being settled."""
+    try:
+        return run(delivery, limit_s)
+    except Exception as error:
+        return error, {}
 
 
 class NoSource(Exception):
@@ -545,7 +562,7 @@ class Minder(threading.Thread):
             log.event("worker.stuck", "critical", id=current[0].delivery.id, why="its handler did not stop at its time limit")
             faulthandler.dump_traceback()
             os._exit(EX_SOFTWARE)
-        idle = not current and not worker.signals.asked
+        idle = not current and not worker.stopping
         if idle and self.answered_at > now - 2 * TICK_S and now - worker.polled_at > STALLED_S:
             log.event("worker.stalled", "critical", why=f"no poll for {STALLED_S:g} s while Redis answers")
             os._exit(EX_SOFTWARE)

@@ -8,6 +8,7 @@ Promises: nothing of our settings or secrets is in its environment. Does not pro
 background after its end is found. Runs in a thread of its own for each job (worker.py).
 """
 
+import contextlib
 import os
 import resource
 import selectors
@@ -15,7 +16,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,13 +65,14 @@ class Command:
             )
         except OSError as error:
             return Failed(f"{self.words[0]} cannot be started: {error.strerror}", "not started"), {}
-        with process:
+        with _pipes(process):
             try:
                 output = talk(process, delivery.body, deadline)
                 code = process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired as late:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                with contextlib.suppress(OSError):  # of another user, as sudo makes it: we may not, and do not wait for it
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
                 return TimeLimit(f"{self.words[0]} ran longer than its timeout_s of {limit_s:g} s"), _said(late.output or b"")
         return _verdict(self.words[0], code), _said(output)
 
@@ -86,6 +88,16 @@ class Command:
         }
         passed = {name: os.environ[name] for name in PASSED if name in os.environ}
         return passed | {f"WEBHOOKD_{name}": value.replace("\0", "") for name, value in facts.items()}
+
+
+@contextlib.contextmanager
+def _pipes(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Close the pipes at the end; Popen's own way would wait without a limit for one that cannot be ended."""
+    try:
+        yield
+    finally:
+        for pipe in filter(None, (process.stdin, process.stdout)):
+            pipe.close()
 
 
 def talk(process: "subprocess.Popen[bytes]", body: bytes, deadline: float) -> bytes:
@@ -114,10 +126,21 @@ def talk(process: "subprocess.Popen[bytes]", body: bytes, deadline: float) -> by
             if stdout in ready:
                 data = os.read(stdout.fileno(), 65536)
                 tail = (tail + data)[-KEPT:]
-                if not data:
-                    return tail
+                if not data:  # it may say nothing more, and still read
+                    selector.unregister(stdout)
+                    stdout.close()
             elif process.poll() is not None:
+                return tail if stdout.closed else (tail + _rest(stdout))[-KEPT:]
+            if stdin.closed and stdout.closed:
                 return tail
+
+
+def _rest(stdout: Any) -> bytes:
+    """Return what was said between the last look and the end."""
+    try:
+        return os.read(stdout.fileno(), 65536)
+    except BlockingIOError:
+        return b""
 
 
 def _said(output: bytes) -> dict[str, Any]:
@@ -127,9 +150,13 @@ def _said(output: bytes) -> dict[str, Any]:
 def _verdict(name: str, code: int) -> BaseException | None:
     if code == DONE:
         return None
-    told = f"{name} exited with {code}" if code > 0 else f"{name} was ended by {signal.Signals(-code).name}"
+    told = f"{name} exited with {code}" if code > 0 else f"{name} was ended by {_signal(-code)}"
     if code == RETRY:
         return Retry(told)
     if code == DEAD:
         return GiveUp(told).because(f"exit {code}")
-    return Failed(told, f"exit {code}" if code > 0 else signal.Signals(-code).name)
+    return Failed(told, f"exit {code}" if code > 0 else _signal(-code))
+
+
+def _signal(number: int) -> str:
+    return signal.Signals(number).name if number in signal.valid_signals() and number < signal.SIGRTMIN else f"signal {number}"

@@ -4,8 +4,9 @@ Rules: no redirect is followed; certificates are verified; an address is judged 
 the name was looked up: private, link-local and metadata addresses are for sources that say so; every wait has a limit.
 
 Promises: the answer's status and its first 4 KB are kept with the attempt. Does not promise that the target sees a job
-once: it gets our id as `webhook-id`, the same in every attempt, to be idempotent with. Runs in a thread of its own for
-each job (worker.py), and keeps one connection in each.
+once: it gets our id as `webhook-id`, the same in every attempt, to be idempotent with; nor that a name is looked up in
+time: there the resolver's own limits hold. Runs in a thread of its own for each job (worker.py), and keeps one
+connection in each.
 """
 
 import email.utils
@@ -13,11 +14,12 @@ import http.client
 import io
 import ipaddress
 import math
+import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -25,7 +27,7 @@ from urllib.parse import urlsplit
 from hookq.handlers import Failed, GiveUp, Retry, TimeLimit, sendable
 from hookq.job import Delivery
 from hookq.schemes import SCHEMES
-from hookq.signing import Signer, sign
+from hookq.signing import Signer, keys_of, sign
 
 CONNECT_S: Final = 5.0  # all addresses together, TLS included
 KEPT: Final = 4096  # bytes of an answer; whoever answers for ever is cut off there
@@ -35,6 +37,12 @@ NOT_PASSED: Final = frozenset((
     "upgrade", "expect", "host", "content-length", "webhook-id", "webhook-timestamp", "webhook-signature", "webhookd-attempt",
 ))  # fmt: skip
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+# What Python 3.11 takes for global: metadata and platform services of clouds (Azure, Oracle), old and local ways to write IPv4
+# within IPv6, site-local, segment routing and documentation.
+_NOT_PUBLIC: Final = tuple(map(ipaddress.ip_network, (
+    "168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24", "64:ff9b:1::/48",
+    "::/96", "::ffff:0:0:0/96", "fec0::/10", "5f00::/16", "3fff::/20",
+)))  # fmt: skip
 Answer = tuple[http.client.HTTPResponse, bytes]
 
 
@@ -43,11 +51,13 @@ class _Socket:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock, self.deadline, self.first_byte = sock, 0.0, 0.0
+        self.readers, self.closing = 0, False
 
     def sendall(self, data: Any) -> None:
         self._until(self.deadline, "taken all of it", self.sock.sendall, data)
 
     def makefile(self, *_: Any) -> io.BufferedReader:
+        self.readers += 1
         return io.BufferedReader(_Answer(self))
 
     def read(self, into: Any) -> int:
@@ -57,14 +67,20 @@ class _Socket:
         return int(found)
 
     def _until(self, moment: float, what: str, call: Callable[..., Any], *args: Any) -> Any:
-        self.sock.settimeout(max(0.001, moment - time.monotonic()))
+        left = moment - time.monotonic()
+        if left <= 0:  # also of a target that always has more to say
+            raise TimeoutError(what)
+        self.sock.settimeout(left)
         try:
             return call(*args)
         except TimeoutError:
             raise TimeoutError(what) from None
 
     def close(self) -> None:
-        self.sock.close()
+        """Close with the last reader: http.client closes a connection that is not kept before its answer is read."""
+        self.closing = True
+        if not self.readers:
+            self.sock.close()
 
 
 class _Answer(io.RawIOBase):
@@ -79,19 +95,31 @@ class _Answer(io.RawIOBase):
     def readinto(self, into: Any) -> int:
         return self.of.read(into)
 
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self.of.readers -= 1
+            if self.of.closing:
+                self.of.close()
+
 
 class Target:
     """A URL that deliveries are passed on to. `answers` says what becomes of a job by status, where it is not the usual."""
 
-    def __init__(self, url: str, secret: bytes, answers: Mapping[str, str], *, private: bool, first_byte_s: float) -> None:
+    def __init__(
+        self, url: str, secret: bytes, answers: Mapping[str, str], *, private: bool, first_byte_s: float, withheld: Sequence[str] = ()
+    ) -> None:
+        """`withheld` names header lines of the sender that are its secret, such as X-Gitlab-Token."""
         parts = urlsplit(url)
         self.host, self.tls = parts.hostname or "", parts.scheme == "https"
         self.port = parts.port or (443 if self.tls else 80)
         self.named = parts.netloc
         self.path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self.answers, self.private, self.first_byte_s = answers, private, first_byte_s
-        key = "base64" if secret.startswith(b"whsec_") else "text"
-        self.signer = Signer("", replace(SCHEMES["standard-webhooks"], key=key, or_else=None), (secret,))
+        self.not_passed = NOT_PASSED | {name.lower() for name in withheld}
+        standard = replace(SCHEMES["standard-webhooks"], or_else=None)
+        decoded = secret.startswith(b"whsec_") and keys_of(standard, secret)
+        self.signer = Signer("", standard if decoded else replace(standard, key="text"), (secret,))
         self.context = ssl.create_default_context() if self.tls else None
         self.mine = threading.local()
 
@@ -110,7 +138,9 @@ class Target:
 
     def _ask(self, delivery: Delivery, deadline: float) -> Answer:
         kept: http.client.HTTPConnection | None = getattr(self.mine, "connection", None)
-        if kept:
+        if kept and not _silent(kept.sock):  # it was closed, or speaks out of turn: that would be taken for the next answer
+            self._drop()
+        elif kept:
             try:
                 return self._exchange(kept, delivery, deadline)
             except (http.client.RemoteDisconnected, ConnectionError):
@@ -129,16 +159,20 @@ class Target:
         connection.endheaders(delivery.body)
         sock.first_byte = min(deadline, time.monotonic() + self.first_byte_s)
         response = connection.getresponse()
-        body = response.read(KEPT + 1)
-        if len(body) <= KEPT and response.length:  # the status alone would look like an answer
-            raise http.client.IncompleteRead(body)
-        if not response.isclosed() or response.will_close:
+        try:
+            body = response.read(KEPT + 1)
+            whole = response.isclosed()
+            if len(body) <= KEPT and response.length:  # the status alone would look like an answer
+                raise http.client.IncompleteRead(body)
+        finally:
+            response.close()
+        if not whole or response.will_close or response.status < 200:  # after 103 the answer is still to come
             self._drop()
         return response, body
 
     def _headers(self, delivery: Delivery) -> list[tuple[str, str]]:
         lines = [line.partition(":") for line in delivery.head.decode("latin-1").split("\r\n") if line]
-        passed = [(name, value.strip(" \t")) for name, _, value in lines if name.lower() not in NOT_PASSED]
+        passed = [(name, value.strip(" \t")) for name, _, value in lines if name.lower() not in self.not_passed]
         ours = sign(self.signer, delivery.body, time.time(), delivery.id, delivery.event_type)
         own = [("Host", self.named), ("Content-Length", str(len(delivery.body))), ("webhookd-attempt", str(delivery.attempt))]
         return [*own, *passed, *ours.items()]
@@ -153,6 +187,7 @@ class Target:
                 sock.settimeout(max(0.001, end - time.monotonic()))
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.settimeout(max(0.001, end - time.monotonic()))
                 return self.context.wrap_socket(sock, server_hostname=self.host) if self.context else sock
             except TimeoutError:
                 sock.close()
@@ -194,6 +229,12 @@ class Target:
         return Failed(told, cause) if after_s is None else Retry(told, after_s=after_s)
 
 
+def _silent(sock: Any) -> bool:
+    look = select.poll()
+    look.register(sock.sock, select.POLLIN)
+    return not look.poll(0)
+
+
 def is_public(address: str) -> bool:
     """Tell whether an IP address belongs to the public Internet, also as it is written within IPv6."""
     ip = ipaddress.ip_address(address.partition("%")[0])
@@ -203,7 +244,7 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner:
             return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC)
 
 
 def seconds_of(retry_after: str, now: float) -> float | None:

@@ -115,6 +115,67 @@ def test_connection_is_kept_and_made_anew_when_the_target_has_closed_it(served):
     assert len({address for *_, address in server.seen}) == 2
 
 
+def hints(h):
+    h.wfile.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+    h.say(500)
+
+
+def test_answer_after_early_hints_is_never_taken_for_that_of_the_next_job(served):
+    server = served(hints)
+    one = target(server.url)
+    for _ in range(3):
+        assert isinstance(one.run(made(), 5)[0], Failed)
+    assert len(server.seen) == len({address for *_, address in server.seen}) == 3
+
+
+def late(h):
+    h.close_connection = True
+    h.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+    time.sleep(0.2)
+    h.wfile.write(b"ok")
+
+
+def test_answer_that_ends_with_its_connection_is_read_to_the_end(served):
+    assert target(served(late).url).run(made(), 5) == (None, {"answer": {"status": 200, "body": "ok"}})
+
+
+def test_what_is_said_out_of_turn_is_no_answer_to_the_next_job(served):
+    def reply(h):
+        h.say(200)
+        time.sleep(0.2)
+        with suppress(OSError):
+            h.wfile.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+    one = target(served(reply).url)
+    assert one.run(made(), 5)[0] is None
+    until(lambda: not forward._silent(one.mine.connection.sock))
+    assert one.run(made(), 5)[0] is None
+
+
+def test_endless_100_continue_is_cut_off_at_the_time_limit_R7(served):
+    def reply(h):
+        with suppress(OSError):
+            while True:
+                h.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+    began = time.monotonic()
+    assert isinstance(target(served(reply).url).run(made(), 1.0)[0], TimeLimit)
+    assert time.monotonic() - began < 2
+
+
+def test_header_that_is_the_senders_secret_is_not_passed_on(served):
+    server = served(lambda h: h.say(200))
+    targets.append(Target(server.url, KEY, {}, private=True, first_byte_s=5, withheld=["X-Dup"]))
+    assert targets[-1].run(made(), 5)[0] is None and server.seen[0][1]["X-Dup"] is None
+
+
+def test_secret_that_is_no_base64_after_whsec_signs_as_it_is(served):
+    server = served(lambda h: h.say(200))
+    one = Target(server.url, b"whsec_not base64!", {}, private=True, first_byte_s=5)
+    targets.append(one)
+    assert one.run(made(), 5)[0] is None and server.seen[0][1]["webhook-signature"].startswith("v1,")
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "kind", "after_s"),
     [
@@ -222,6 +283,7 @@ def test_private_addresses_are_for_sources_that_say_so(served):
     "address",
     [
         *("127.0.0.1", "10.0.0.1", "172.16.3.4", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255"),
+        *("168.63.129.16", "192.0.0.192", "64:ff9b:1::7f00:1", "::127.0.0.1", "::ffff:0:127.0.0.1", "fec0::1", "3fff::1"),
         *("::1", "::", "fe80::1%eth0", "fd00:ec2::254", "::ffff:127.0.0.1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "ff02::1"),
     ],
 )
@@ -283,6 +345,7 @@ def test_command_gets_the_body_facts_in_the_environment_and_no_secret(tmp_path, 
         ("exit 100", GiveUp, "exited with 100"),
         ("exit 1", Failed, "exited with 1"),
         ("kill -9 $$", Failed, "was ended by SIGKILL"),
+        ("kill -35 $$", Failed, "was ended by signal 35"),
     ],
 )
 def test_exit_code_says_what_becomes_of_the_job(tmp_path, text, kind, said):
@@ -294,6 +357,12 @@ def test_command_that_reads_nothing_of_a_large_body_and_says_much_is_done(tmp_pa
     command = script(tmp_path, "yes y | tr -d '\\n' | head -c 9000000; printf end")
     error, facts = command.run(made()._replace(body=b"x" * 5_000_000), 20)
     assert error is None and facts["output"].endswith("yend") and len(facts["output"]) == 4096
+
+
+def test_command_that_closes_its_output_still_gets_all_of_a_large_body(tmp_path):
+    command = script(tmp_path, "exec >/dev/null 2>&1; sleep 0.1; cat > body")
+    assert command.run(made()._replace(body=b"x" * 3_000_000), 10) == (None, {})
+    assert (tmp_path / "body").stat().st_size == 3_000_000
 
 
 def test_command_over_its_time_is_killed_with_all_that_it_started_R7(tmp_path):
