@@ -16,7 +16,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,12 +52,21 @@ class Command:
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         limit = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
         begin = ["setpriv", "--pdeathsig", "KILL", "prlimit", f"--data={limit}", "--"]
+        # Not a pipe: if we are killed while we fill it, the command would take half a body for all of it.
+        with os.fdopen(os.memfd_create("body"), "w+b") as body:
+            body.write(delivery.body)
+            body.seek(0)
+            return self._start([*begin, program, *self.words[1:]], delivery, body, deadline, limit_s)
+
+    def _start(
+        self, words: Sequence[str], delivery: Delivery, body: Any, deadline: float, limit_s: float
+    ) -> tuple[BaseException | None, dict[str, Any]]:
         try:
             process = subprocess.Popen(
-                [*begin, program, *self.words[1:]],
+                words,
                 cwd=self.base,
                 env=self._environment(delivery),
-                stdin=subprocess.PIPE,
+                stdin=body,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -65,15 +74,18 @@ class Command:
             )
         except OSError as error:
             return Failed(f"{self.words[0]} cannot be started: {error.strerror}", "not started"), {}
-        with _pipes(process):
+        try:
             try:
-                output = talk(process, delivery.body, deadline)
+                output = heard(process, deadline)
                 code = process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired as late:
                 with contextlib.suppress(OSError):  # of another user, as sudo makes it: we may not, and do not wait for it
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
                 return TimeLimit(f"{self.words[0]} ran longer than its timeout_s of {limit_s:g} s"), _said(late.output or b"")
+        finally:  # Popen's own way would wait without a limit for one that cannot be ended
+            if process.stdout:
+                process.stdout.close()
         return _verdict(self.words[0], code), _said(output)
 
     def _environment(self, delivery: Delivery) -> dict[str, str]:
@@ -90,49 +102,24 @@ class Command:
         return passed | {f"WEBHOOKD_{name}": value.replace("\0", "") for name, value in facts.items()}
 
 
-@contextlib.contextmanager
-def _pipes(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Close the pipes at the end; Popen's own way would wait without a limit for one that cannot be ended."""
-    try:
-        yield
-    finally:
-        for pipe in filter(None, (process.stdin, process.stdout)):
-            pipe.close()
-
-
-def talk(process: "subprocess.Popen[bytes]", body: bytes, deadline: float) -> bytes:
-    """Give it the body and read what it says until it ends; return the end of that. Raises TimeoutExpired."""
-    stdin: Any = process.stdin
+def heard(process: "subprocess.Popen[bytes]", deadline: float) -> bytes:
+    """Read what it says until it ends, or says no more; return the end of that. Raises TimeoutExpired."""
     stdout: Any = process.stdout
-    left, tail = memoryview(body), b""
-    for pipe in (stdin, stdout):
-        os.set_blocking(pipe.fileno(), False)
+    tail = b""
+    os.set_blocking(stdout.fileno(), False)
     with selectors.DefaultSelector() as selector:
         selector.register(stdout, selectors.EVENT_READ)
-        selector.register(stdin, selectors.EVENT_WRITE)
         while True:
             wait_s = deadline - time.monotonic()
             if wait_s <= 0:
                 raise subprocess.TimeoutExpired(process.args, 0, tail)
-            ready = [key.fileobj for key, _ in selector.select(min(wait_s, LOOK_S))]
-            if stdin in ready:
-                try:
-                    left = left[os.write(stdin.fileno(), left[:65536]) :]
-                except BrokenPipeError:  # it does not want all of it
-                    left = left[:0]
-                if not left:
-                    selector.unregister(stdin)
-                    stdin.close()
-            if stdout in ready:
+            if selector.select(min(wait_s, LOOK_S)):
                 data = os.read(stdout.fileno(), 65536)
                 tail = (tail + data)[-KEPT:]
-                if not data:  # it may say nothing more, and still read
-                    selector.unregister(stdout)
-                    stdout.close()
+                if not data:
+                    return tail
             elif process.poll() is not None:
-                return tail if stdout.closed else (tail + _rest(stdout))[-KEPT:]
-            if stdin.closed and stdout.closed:
-                return tail
+                return (tail + _rest(stdout))[-KEPT:]
 
 
 def _rest(stdout: Any) -> bytes:

@@ -259,7 +259,7 @@ class Chaos:
 
     def verdict(self):
         """Return (rows of the table, what does not hold)."""
-        ran = [int(line) for line in self.lines("ran")]
+        ran = [int(line) for line in self.lines("ran")]  # a number in each: a command never sees half a body
         killed = {line.split()[0]: float(line.split()[1]) for line in self.lines("killed")}
         again = sorted(float(at) - killed[n] for n, at in (line.split() for line in self.lines("again")) if n in killed)
         taken = sorted(filter(None, (self._taken_over(at) for at in killed.values())))
