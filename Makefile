@@ -21,7 +21,7 @@ lint: .venv/dev  ## ruff, and mypy (strict) on hookq
 reload: .venv/run  ## every process finishes what it has, then starts anew with the settings of now
 	@$(BIN)/python -m hookq.launch reload
 
-bench: bench/.peers/ready redis  ## webhookd beside its peers, 15 minutes, into bench/results
+bench: bench/.peers/ready redis  ## webhookd beside its peers, 12 minutes, into bench/results
 	$(BIN)/python -m compileall -q hookq
 	$(BIN)/python bench/bench.py
 

@@ -1,6 +1,6 @@
 """Measures webhookd beside its peers, in turn (A B A B) and in one run, and says which targets are met.
 
-    bench.py [--quick]          the full run takes about 15 minutes, the quick one about one
+    bench.py [--quick]          the full run takes about 12 minutes, the quick one about one
 
 Everything durable (appendonly yes, appendfsync always, for all), on loopback, each server and worker one process.
 CPU is the kernel's count of the server process; Redis and the load client share the machine. Every load is bounded in
