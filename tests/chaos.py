@@ -103,6 +103,8 @@ class Target(http.server.BaseHTTPRequestHandler):
             file.write("" if first and n % 7 == 3 else f"{n}\n")
         self.send_response(503 if first and n % 7 == 3 else 204)
         self.send_header("Retry-After", "0")
+        if first and n % 7 == 3:  # without it the answer would only end with the connection
+            self.send_header("Content-Length", "0")
         self.end_headers()
 
     def log_message(self, *_):
