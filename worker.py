@@ -345,19 +345,19 @@ class Worker:
         self.current = (lease, started, source.timeout_s if source else 0.0)
         self.hand.take(lease.entry)
         try:
-            settled = self._attempt(lease, way)
+            return self._attempt(lease, way)
         finally:
             self.hand.take(b"")
             self.polled_at = time.monotonic()
             self.current = None
+
+    def _attempt(self, lease: Lease, way: Way | None) -> Settled:
+        source = self.settings.sources.get(lease.delivery.source)
+        settled = attempt(lease, source, way.run if way else None, self.name, time.time, random.random)
         if str(settled.facts.get("error")).startswith("MemoryError"):
             self.full = True
             log.event("worker.full", "error", id=lease.delivery.id, why="a handler met WORKER_MEMORY; the worker starts anew")
         return settled
-
-    def _attempt(self, lease: Lease, way: Way | None) -> Settled:
-        source = self.settings.sources.get(lease.delivery.source)
-        return attempt(lease, source, way.run if way else None, self.name, time.time, random.random)
 
     def _settle(self) -> None:
         """Settle what is finished; what Redis did not answer for stays, to be settled again: the fence makes that safe."""

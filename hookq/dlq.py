@@ -249,6 +249,7 @@ def shown_headers(delivery: Delivery | None) -> Headers:
     """Return the sender's headers; what could let somebody in is not shown."""
     shown = Headers()
     for name, value in header_lines(delivery.head) if delivery else ():
+        name = name.lower()
         value = "(hidden)" if HIDDEN.search(name) else value
         shown[name] = f"{shown[name]}, {value}" if name in shown else value
     return shown

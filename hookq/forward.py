@@ -25,7 +25,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from hookq.handlers import Failed, GiveUp, Retry, TimeLimit, sendable
-from hookq.job import Delivery
+from hookq.job import Delivery, header_lines
 from hookq.schemes import SCHEMES
 from hookq.signing import Signer, keys_of, sign
 
@@ -156,7 +156,11 @@ class Target:
         connection.putrequest("POST", self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self._headers(delivery):
             connection.putheader(name, value)
-        connection.endheaders(delivery.body)
+        early = False
+        try:
+            connection.endheaders(delivery.body)
+        except ConnectionError:  # it may have answered before it had read all of a large body, such as 413
+            early = True
         sock.first_byte = min(deadline, time.monotonic() + self.first_byte_s)
         response = connection.getresponse()
         try:
@@ -166,13 +170,12 @@ class Target:
                 raise http.client.IncompleteRead(body)
         finally:
             response.close()
-        if not whole or response.will_close or response.status < 200:  # after 103 the answer is still to come
+        if not whole or early or response.will_close or response.status < 200:  # after 103 the answer is still to come
             self._drop()
         return response, body
 
     def _headers(self, delivery: Delivery) -> list[tuple[str, str]]:
-        lines = [line.partition(":") for line in delivery.head.decode("latin-1").split("\r\n") if line]
-        passed = [(name, value.strip(" \t")) for name, _, value in lines if name.lower() not in self.not_passed]
+        passed = [line for line in header_lines(delivery.head) if line[0].lower() not in self.not_passed]
         ours = sign(self.signer, delivery.body, time.time(), delivery.id, delivery.event_type)
         own = [("Host", self.named), ("Content-Length", str(len(delivery.body))), ("webhookd-attempt", str(delivery.attempt))]
         return [*own, *passed, *ours.items()]

@@ -146,6 +146,7 @@ class Delivery(NamedTuple):
         """The sender's header fields; of a repeated one the values are joined with a comma (RFC 9110 section 5.3)."""
         found = Headers()
         for name, value in header_lines(self.head):
+            name = name.lower()
             found[name] = f"{found[name]}, {value}" if name in found else value
         return found
 
@@ -173,8 +174,8 @@ class Delivery(NamedTuple):
 
 
 def header_lines(head: bytes) -> Iterator[tuple[str, str]]:
-    """Yield (name in lower case, value) of header lines that `wire.parse_head` has already found to be well formed."""
+    """Yield (name, value) of header lines that `wire.parse_head` has already found to be well formed."""
     for line in head.decode("latin-1").split("\r\n"):
         name, colon, value = line.partition(":")
         if colon:
-            yield name.lower(), value.strip(" \t")
+            yield name, value.strip(" \t")

@@ -2,6 +2,7 @@
 
 import http.server
 import signal
+import socket
 import ssl
 import subprocess
 import threading
@@ -242,6 +243,19 @@ def test_bad_target_costs_no_more_than_its_time_and_is_told_in_a_sentence_R7(ser
     error, _ = target(server.url, first_byte_s=0.5).run(made(), 1.0)
     assert isinstance(error, kind) and said in str(error), error
     assert time.monotonic() - began < 2.5
+
+
+def test_answer_before_the_body_was_read_counts():
+    def refuse():
+        with listener.accept()[0] as client:
+            client.recv(65536)
+            client.sendall(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=refuse, daemon=True).start()
+        large = made()._replace(body=b"x" * (64 << 20))
+        error, facts = target(f"http://127.0.0.1:{listener.getsockname()[1]}/").run(large, 5)
+    assert isinstance(error, GiveUp) and facts["answer"]["status"] == 413
 
 
 def test_target_that_answers_for_ever_is_cut_off_and_its_status_counts(served):

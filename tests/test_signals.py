@@ -71,6 +71,11 @@ def handle(delivery):
 """
 
 
+def started_anew(stack, name, pid):
+    """Wait for it: supervisord closes the socket of ingestion when the last of its processes has ended."""
+    until(lambda: pids(stack)[name] not in (0, pid), 30, f"{name} is there again")
+
+
 def test_storm_of_sigterm_to_every_process_refuses_nobody_and_loses_nothing_R1(stack):
     stack.start()
     dice = random.Random(5)
@@ -82,8 +87,7 @@ def test_storm_of_sigterm_to_every_process_refuses_nobody_and_loses_nothing_R1(s
                     for _ in range(20):  # while it drains, and after its end
                         with suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGTERM)
-            # One of ingestion at a time: supervisord closes their socket when the last of them has ended.
-            until(lambda: pids(stack)[one] not in (0, before[one]), 30, "it is there again")
+            started_anew(stack, one, before[one])
             more(codes, 200)
     assert Counter(codes) == {202: len(codes)}
     stack.settled(accepted=len(codes), done=len(codes))

@@ -457,6 +457,20 @@ def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(monkeypatch, s
     assert ended == [] and store.audit()["done"] == 1
 
 
+@pytest.mark.parametrize("waits", [False, True], ids=["in turn", "beside"])
+def test_worker_whose_memory_is_gone_starts_anew_wherever_the_job_ran(waits, store, tmp_path, redis_server):
+    handler = '["true"]' if waits else '""'
+    text = f'[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\nhandler = {handler}\n'
+    (tmp_path / "webhooks.toml").write_text(text)
+    settings = config.load(environ={"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "STATE_DIR": str(tmp_path)}, root=tmp_path)
+    made = worker.Worker(settings, "w1", process.Signals())
+    made.ways["github"].default = worker.Way(lambda _job, _limit_s: (MemoryError(), {}), waits)
+    accepted(store)
+    made.run()  # it ends by itself, after the job is settled
+    assert store.audit()["retry"] == 1 and made.full
+    made.store.close()
+
+
 def test_worker_does_its_duties_while_memory_is_full(small_redis, work):
     store = Store(small_redis.url, "probe")
     accepted(store, 3)
