@@ -25,15 +25,15 @@ import sys
 import threading
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 from hookq import dlq, log, metrics, pages, process, status, wire
 from hookq.config import VERSION, Config, add_flags, load
 from hookq.handlers import place_of
+from hookq.link import Away
 from hookq.spool import SpoolFailed
-from hookq.store import Act, Away, Search, Store
+from hookq.store import Act, Search, Store
 
 HTML, TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -210,7 +210,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _news(self) -> dict[str, Any]:
         store = self._store()
         try:
-            found = status.gather(store, self.server.settings.state_dir)
+            found = status.gather(store, self.server.settings)
             level, clauses = status.verdict(found)
             texts = {key: number for key, (_, number, _) in status.numbers(found).items()}
             texts |= {f"{key}-note": note for key, (_, _, note) in status.numbers(found).items()}
@@ -310,12 +310,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if path in ACTS:
                 return self._act(store, request, form)
             if path == "/metrics":
-                return 200, PROMETHEUS, metrics_text(store, self.server.settings.state_dir).encode(), ""
+                return 200, PROMETHEUS, metrics_text(store, self.server.settings).encode(), ""
             if path == "/dashboard/dead":
                 return self._dead(store, query)
             if delivery:
                 return self._delivery(store, unquote(delivery[1], errors="replace"), bool(delivery[2]), query)
-            found = status.gather(store, self.server.settings.state_dir)
+            found = status.gather(store, self.server.settings)
             return 200, HTML, pages.overview(found, self._frame(query, found.now)), ""
         finally:
             store.close()
@@ -433,11 +433,11 @@ def do(store: Store, verb: str, form: Form, act: Act) -> str:
     return f"Discarded {named} (batch {act.act}).{left} They can be restored for 24 h, below on the overview or by dlqctl --undo {act.act}."
 
 
-def metrics_text(store: Store, state_dir: Path) -> str:
+def metrics_text(store: Store, settings: Config) -> str:
     """Return /metrics: counters from Redis, gauges from the structures themselves."""
     began = time.perf_counter()
     store.raise_counters(log.take_counts())
-    found, memory = status.gather(store, state_dir), store.memory()
+    found, memory = status.gather(store, settings), store.memory()
     gauges = metrics.gauges_of(found, memory, VERSION, platform.python_version(), time.perf_counter() - began)
     return "".join(metrics.text(store.metrics(), gauges, found.audit["sources"]))
 
@@ -466,7 +466,7 @@ def main() -> None:
         sys.exit(f"{where} cannot be listened on: {error.strerror}. Set DASHBOARD_HOST and DASHBOARD_PORT to a free address.")
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
     log.event("process.start", program="dashboard", version=VERSION)
-    process.boot_check(settings.redis_url, process.name_of("dashboard"))
+    process.boot_check(settings, process.name_of("dashboard"))
     while not (signals.stop or process.reload_wanted(signals)):
         woken.recv(4096)
     server.drain()

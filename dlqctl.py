@@ -20,11 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from hookq import dlq, log, process
-from hookq.config import EX_DECLINED, EX_GONE, EX_UNREACHABLE, EX_USAGE, VERSION, Config, add_flags, load, redis_url
+from hookq import address, dlq, log, process
+from hookq.config import EX_DECLINED, EX_GONE, EX_UNREACHABLE, EX_USAGE, VERSION, Config, add_flags, load
 from hookq.job import arrived_at
+from hookq.link import Away
 from hookq.spool import SpoolFailed
-from hookq.store import Act, Away, Cause, Parked, Search, Store
+from hookq.store import Act, Cause, Parked, Search, Store
 
 EX_INTERRUPTED, EX_PIPE = 130, 141
 SHOWN_ID = 10  # characters of an id in a list: all of its time of arrival
@@ -98,7 +99,9 @@ def open_url(text: str) -> str:
     if "@" in text or "password" in text:  # any user of the machine can read a command line
         raise argparse.ArgumentTypeError("a URL with a password belongs into REDIS_URL or REDIS_URL_FILE, not on the command line")
     try:
-        return redis_url(text)
+        if text:
+            address.parse(text)
+        return text
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"it must be {error}") from None
 

@@ -22,6 +22,7 @@ import argparse
 import heapq
 import http.server
 import json
+import os
 import resource
 import secrets
 import select
@@ -33,12 +34,13 @@ from collections.abc import Callable
 
 from hookq import log, process, selftest, wire
 from hookq.config import VERSION, Config, add_flags, load
+from hookq.intake import Intake
 from hookq.job import Delivery, JobIds
+from hookq.link import Away
 from hookq.metrics import Durations
 from hookq.sample import send_sample
 from hookq.signing import Rejected, verify
 from hookq.spool import Spool, SpoolFailed
-from hookq.store import Away, Intake
 from hookq.wire import BadRequest, Request
 
 PREFIX = "/api/webhooks/"
@@ -51,6 +53,7 @@ ACCEPTS = 64  # new connections per turn, so that a burst of them does not starv
 ANSWERS = 16  # to one connection per turn: whoever pipelines thousands of requests waits like everybody else
 BATCH, BATCH_BYTES = 64, 4 << 20  # of one commit: bounds how long Redis is busy with it
 EVICT_S = 1.0  # a connection may be here without a request, before it can lose its place to another
+SAY_S = 2.0  # between two heartbeats
 SWEEP_S = 0.5  # how often deadlines are looked at
 RETRY_AFTER_S = 5
 REFUSALS_PER_S = 20  # log lines; the counters are exact
@@ -139,8 +142,8 @@ class Server(http.server.HTTPServer):
         self.waker, self.woken = socket.socketpair()
         self.woken.setblocking(False)
         self.waker.setblocking(False)
-        self.intake = Intake(settings.redis_url, process.name_of("ingest"), self.wake)
-        self.retry_at = self.flushed_at = 0.0
+        self.intake = Intake(settings.redis_url, process.name_of("ingest"), self.wake, replicas=settings.durability)
+        self.retry_at = self.flushed_at = self.said_at = 0.0
         self.why = ""
         self.spool = Spool(settings.state_dir / "spool.db", settings.max_spool)
         self.spooled = 0
@@ -202,7 +205,7 @@ class Server(http.server.HTTPServer):
         if self.intake.adopt():
             log.event("redis.up")
             self.why = ""
-            process.in_background(process.boot_check, self.settings.redis_url, self.intake.name)  # the loop waits for nobody
+            process.in_background(process.boot_check, self.settings, self.intake.name)  # the loop waits for nobody
             self.intake_mask = 0
             self._watch_intake()
             self._listen(not self.draining_since)
@@ -688,8 +691,20 @@ class Server(http.server.HTTPServer):
                 log.event("redis.unreachable", "error", why=self.why, then="trying again")
             self.intake.start()
         self._look_at_spool()
+        if now - self.said_at >= SAY_S:
+            self.said_at = now
+            self._say()
         if not self.draining_since and now - self.started_at > FIRST_REDIS_S:
             self._listen(True)
+
+    def _say(self) -> None:
+        up_s, connections = round(time.monotonic() - self.started_at), len(self.connections)
+        try:
+            self.intake.say({"pid": os.getpid(), "up_s": up_s, "connections": connections, "spooled": self.spooled})
+            if self.intake.up:
+                self._watch_intake()
+        except Away as error:
+            self._redis_failed(str(error))
 
     def _drain(self, now: float) -> None:
         """Take no new connections; answer what comes on those that are here, and say that each is the last."""

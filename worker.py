@@ -55,11 +55,12 @@ from hookq.handlers import (
     watch_time,
 )
 from hookq.job import Delivery, cause_of
+from hookq.link import Away
 from hookq.metrics import bucket
 from hookq.retry import delay_s
 from hookq.schemes import SCHEMES
 from hookq.signing import Signer
-from hookq.store import LEASE_S, RENEW_S, Away, Lease, Settled, Store
+from hookq.store import LEASE_S, RENEW_S, Lease, Settled, Store
 
 BLOCK_MS = 1000  # shorter than the socket's 5 s, and how long a drain may have to wait for an idle worker
 SETTLE_S = 0.005  # how long a finished job may wait for others to be settled with
@@ -470,11 +471,11 @@ class Minder(threading.Thread):
         self.up_since = time.monotonic()
         self.epoch = ""
         self.ahead: float | None = None  # of Redis' clock before ours
-        self.started_at = time.time()
+        self.started_at = time.monotonic()
         self._watchdog()  # before the first job: one that holds the interpreter would keep this thread from ever doing it
 
     def run(self) -> None:
-        process.boot_check(self.worker.settings.redis_url, self.worker.name)
+        process.boot_check(self.worker.settings, self.worker.name)
         while True:
             self._watchdog()
             try:
@@ -492,7 +493,7 @@ class Minder(threading.Thread):
         beside = list(worker.beside.leases.values()) if worker.beside else []
         lease, began = current[:2] if current else beside[0] if beside else (None, now)
         job = {"id": lease.delivery.id, "source": lease.delivery.source, "for_s": round(now - began, 1)} if lease else None
-        beat = {"started_at": self.started_at, "pid": os.getpid(), "done": worker.done, "job": job}
+        beat = {"up_s": round(now - self.started_at), "pid": os.getpid(), "done": worker.done, "job": job}
         store.beat(beat, log.take_counts())
         self.answered_at = time.monotonic()
         if now - self.renewed_at >= RENEW_S:

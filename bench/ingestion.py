@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import rig
 from rig import CONNECTIONS, PEERS, ROOT, SECRET, Redis, Row, Void
 
-from hookq.store import key
+from hookq.keys import key
 
 HANDLER = "from counted import handle as count\n\n\ndef handle(delivery):\n    count(delivery.body)\n"
 SOURCES = '[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\nhandler = "h.py:handle"\n'

@@ -17,7 +17,8 @@ import rig
 from rig import PEERS, SECRET, Redis, Row
 
 from hookq.job import Delivery, JobIds
-from hookq.store import Store, key
+from hookq.keys import key
+from hookq.store import Store
 
 WEEK = 604_800
 IDS = JobIds(1)

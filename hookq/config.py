@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
-from hookq import command
+from hookq import address, command
 from hookq.handlers import BadHandler, Spec, find_handler, kind_of
 from hookq.schemes import ALGORITHMS, ENCODINGS, PART, SCHEMES, Scheme
 from hookq.signing import Signer, keys_of
@@ -32,8 +32,6 @@ MIN_SECRET: Final = 16
 
 # Half of what Redis takes as one value by default: an entry holds the header lines too.
 MAX_MAX_BODY: Final = 256 << 20
-
-REDIS_OPTIONS: Final = frozenset(("db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"))
 
 # A unix socket's path ends at 107 bytes; this leaves room for "/supervisor.sock" and a temporary suffix.
 MAX_STATE_DIR: Final = 80
@@ -102,19 +100,18 @@ def _is_url(value: Any) -> bool:
         return False
 
 
-def redis_url(text: str) -> str:
-    right = "a URL that begins with redis://, rediss:// or unix://, or nothing for the embedded Redis"
-    try:
-        url = urlsplit(text)
-        url.hostname, url.port and url.hostname and url.hostname.encode("idna")  # they raise when they are nonsense
-        unknown = set(parse_qs(url.query)) - REDIS_OPTIONS
-    except ValueError:  # its message may have a part of the password in it
-        raise ValueError(f"{right}; / # ? and @ in a password must be percent-encoded") from None
-    if unknown:
-        raise ValueError(f"{right}, with no options but {', '.join(sorted(REDIS_OPTIONS))}")
-    if text and url.scheme not in ("redis", "rediss", "unix"):
-        raise ValueError(right)
+def _redis_url(text: str) -> str:
+    if text:
+        address.parse(text)
     return text
+
+
+def _durability(text: str) -> int:
+    """Return the number of replicas, 0 for none."""
+    found = re.fullmatch(r"fsync|replicas:([1-9])", text)
+    if not found:
+        raise ValueError("fsync, or replicas:N with N from 1 to 9")
+    return int(found[1] or 0)
 
 
 def _path(text: str) -> Path:
@@ -153,7 +150,8 @@ SETTINGS: Final = (
     Setting("DASHBOARD_PORT", _whole(1, 65535), "7001", "where the dashboard and /metrics listen"),
     Setting("DASHBOARD_PASSWORD", _password, "", "HTTP Basic, user operator", secret=True),
     Setting("DASHBOARD_NAMES", _names, "", "further host names the dashboard is opened by, such as a proxy's"),
-    Setting("REDIS_URL", redis_url, "", "nothing: the embedded Redis", secret=True),
+    Setting("REDIS_URL", _redis_url, "", "nothing: the embedded Redis", secret=True),
+    Setting("DURABILITY", _durability, "fsync", "fsync: on Redis' disk before the 202; replicas:N: with N replicas, too"),
     Setting("REDIS_MAXMEMORY", _size, "1gb", "of the embedded Redis"),
     Setting("INGEST_PROCESSES", _whole(1, 64), "2", "ingestion processes"),
     Setting("WORKERS", _whole(0, 256), "2", "worker processes"),
@@ -200,6 +198,7 @@ class Config:
     dashboard_host: str
     dashboard_port: int
     dashboard_names: tuple[str, ...]
+    durability: int  # replicas that must have a delivery before it is answered
     redis_maxmemory: int
     ingest_processes: int
     workers: int

@@ -26,7 +26,8 @@ from typing import Any
 
 from hookq import log, process, programs
 from hookq.config import EX_SETTINGS, VERSION, Config, Invalid, load
-from hookq.store import Away, Store
+from hookq.link import Away
+from hookq.store import Store
 
 PORT_WAIT_S = 15.0  # a stack that is just stopping needs a moment to let go
 STOP_GRACE_S = 10  # over the longest timeout_s, before a worker is killed
@@ -278,7 +279,7 @@ def told(id: str, event: dict[str, Any]) -> list[str]:
 def describe_redis(settings: Config) -> tuple[str, list[str]]:
     where = f"unix:{settings.state_dir}/redis.sock" if settings.redis_embedded else "REDIS_URL"
     try:
-        found, risks = Store(settings.redis_url, "launch").health()
+        found, risks = Store(settings.redis_url, "launch").health(settings.durability)
     except Away as error:
         return where, [f"Redis cannot be reached ({error}): start it, or set REDIS_URL to where it is."]
     facts = [found.pop("version"), *(f"{name}={value}" for name, value in found.items())]

@@ -19,8 +19,9 @@ from urllib.parse import urlencode
 from hookq import dlq, log
 from hookq.config import VERSION
 from hookq.job import Delivery, arrived_at
+from hookq.keys import host_of
 from hookq.programs import Program
-from hookq.status import Status, by_source, millis, numbers, plural, seconds, times, verdict
+from hookq.status import LIVE_S, Status, by_source, millis, numbers, plural, seconds, times, verdict
 from hookq.store import NEVER, Parked, Search
 
 TEMPLATES: Final = Path(__file__).parent.parent / "templates"
@@ -113,7 +114,7 @@ def overview(status: Status, frame: Frame) -> bytes:
         minutes=joined(minute_rows(status), "No data for this hour.", 4),
         sources=joined(source_rows(status), EMPTY_RECENT, 8),
         programs_why=status.programs_why,
-        workers=joined(worker_rows(status), EMPTY_WORKERS, 5),
+        workers=joined(process_rows(status), EMPTY_WORKERS, 6),
         recent=joined(recent_rows(status), EMPTY_RECENT, 5),
         acts=joined(act_rows(status), "None yet. What is put back, discarded or restored stands here, with who did it.", 6),
     )  # fmt: skip
@@ -172,15 +173,19 @@ def secret_uses(status: Status, source: str) -> Iterable[Markup]:
             yield Markup(f"{escaped(field.rpartition(':')[2])}: {moment(at, status.now)} ")
 
 
-def worker_rows(status: Status) -> Iterable[Markup]:
-    """Yield supervisord's processes with what their heartbeats say, then workers of which it does not know."""
-    known: dict[int, tuple[str, dict[str, Any]]] = {beat["pid"]: (name, beat) for name, beat in status.workers.items()}
+def process_rows(status: Status) -> Iterable[Markup]:
+    """Yield supervisord's processes with what their heartbeats say, then those of other hosts, of which it does not know."""
+    beats = [("worker", host_of(name), beat) for name, beat in status.workers.items()]
+    beats += [("webhookd", beat["host"], beat) for beat in status.ingestion.values()]
+    known = {(host, beat["pid"]): (kind, beat) for kind, host, beat in beats}
     for program in status.programs:
-        _, beat = known.pop(program.pid, ("", {})) if program.name.startswith("worker") else ("", {})
-        yield part("worker", name=program.name, state=state_of(program), pid=program.pid or "none", up=up_of(program), hand=hand(beat))
-    for name, beat in known.values():
-        up = seconds(max(0.0, beat["at"] - beat["started_at"]))
-        yield part("worker", name=name, state="heartbeat", pid=beat["pid"], up=up, hand=hand(beat))
+        _, beat = known.pop((status.host, program.pid), ("", {}))
+        state, up = state_of(program), up_of(program)
+        yield part("process", name=program.name, host=status.host, state=state, pid=program.pid or "none", up=up, hand=hand(beat))
+    for (host, pid), (kind, beat) in sorted(known.items()):
+        silent_s = status.now - beat["at"]
+        state = "heartbeat" if silent_s < LIVE_S else f"silent for {seconds(silent_s)}"
+        yield part("process", name=kind, host=host, state=state, pid=pid, up=seconds(beat.get("up_s", 0.0)), hand=hand(beat))
 
 
 def state_of(program: Program) -> str:
@@ -192,9 +197,9 @@ def up_of(program: Program) -> str:
 
 
 def hand(beat: Mapping[str, Any]) -> Markup | str:
-    if not beat:
-        return ""
-    job = beat.get("job")
+    if "job" not in beat:
+        return f"{plural(beat['connections'], 'connection')}, {beat['spooled']:,} spooled" if "connections" in beat else ""
+    job = beat["job"]
     return part("hand", id=job["id"], age=seconds(job["for_s"])) if job else "nothing"
 
 

@@ -18,7 +18,8 @@ from types import FrameType
 from typing import Final
 
 from hookq import config, log
-from hookq.store import Away, Store
+from hookq.link import Away
+from hookq.store import Store
 
 _HUP: Final = {signal.SIGHUP}
 CHECK_S: Final = 30.0  # for a check of the settings: it imports the handlers and all that they need
@@ -118,11 +119,11 @@ def reexec(listening: socket.socket | None = None) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def boot_check(url: str, name: str) -> None:
+def boot_check(settings: config.Config, name: str) -> None:
     """Write a line about this Redis, and one for each of its settings that can lose jobs. Never a refusal."""
     try:
-        store = Store(url, name)
-        found, risks = store.health()
+        store = Store(settings.redis_url, name)
+        found, risks = store.health(settings.durability)
         store.close()
     except Away:
         return  # whoever needs it says so, again and again
@@ -133,8 +134,12 @@ def boot_check(url: str, name: str) -> None:
 
 def name_of(kind: str) -> str:
     """Return a name unique to this start of this process: a consumer, and a client, is never mistaken for an older one."""
-    host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:32]
-    return f"{kind}-{host}-{os.getpid()}-{secrets.token_hex(4)}"
+    return f"{kind}-{host()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def host() -> str:
+    """Return this machine's name, as names of processes have it."""
+    return "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:32]
 
 
 def root() -> Path:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from hookq import log
 from hookq.config import Config
+from hookq.link import Away
 from hookq.signing import sign
-from hookq.store import Away, Store
+from hookq.store import Store
 
 PUSH = b'{"ref":"refs/heads/main","commits":[{"message":"A sample"}],"repository":{"full_name":"octocat/hello-world"}}'
 BROKEN = b"Hello, World! This is no JSON."

@@ -5,11 +5,12 @@ of that moment too. supervisord or a spool that cannot be asked is said, never t
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from hookq import dlq
+from hookq import dlq, process
+from hookq.config import Config
 from hookq.programs import NoSupervisor, Program, programs
 from hookq.store import Act, Cause, Search, Store
 
@@ -28,7 +29,9 @@ class Status:
 
     now: float
     audit: dict[str, Any]
+    host: str  # of whom `programs` are
     workers: dict[str, dict[str, Any]]
+    ingestion: dict[str, dict[str, Any]]  # of every host, also of one that is silent
     programs: list[Program]
     programs_why: str
     minutes: list[tuple[int, dict[str, int]]]
@@ -51,9 +54,9 @@ class Status:
         return max(0.0, self.now - min(since)) if since else 0.0
 
 
-def gather(store: Store, state_dir: Path) -> Status:
+def gather(store: Store, settings: Config) -> Status:
     """Return the status. Raises Away."""
-    now, beats, events = store.now(), store.workers(), store.latest_events(SAMPLES)
+    now, beats, events, state_dir = store.now(), store.workers(), store.latest_events(SAMPLES), settings.state_dir
     try:
         running, why = programs(state_dir), ""
     except NoSupervisor as error:
@@ -65,6 +68,8 @@ def gather(store: Store, state_dir: Path) -> Status:
     return Status(
         now=now,
         audit=dlq.audit(store, state_dir),
+        host=process.host(),
+        ingestion=store.ingestion(),
         workers={name: beat for name, beat in beats.items() if now - beat["at"] < LIVE_S},
         programs=running,
         programs_why=why,
@@ -75,7 +80,7 @@ def gather(store: Store, state_dir: Path) -> Status:
         acts=store.acts(RECENT_ACTS),
         attempts=[event for _, event in events if "run_ms" in event and event["at"] > now - 3600],
         last=store.last(),
-        risks=store.health()[1],
+        risks=store.health(settings.durability)[1],
     )
 
 
@@ -111,6 +116,7 @@ def verdict(status: Status) -> tuple[str, list[Clause]]:
         warn.append((f"{plural(audit['spooled'], 'delivery')} {'is' if audit['spooled'] == 1 else 'are'} in the spool.", "#counts"))
     if status.workers and oldest_s > OLD_READY_S:
         warn.append((f"The oldest ready job has waited {seconds(oldest_s)}.", "#counts"))
+    warn += elsewhere(status)
     if status.new_dead:
         causes = sum(cause.last_at > status.now - 3600 for cause in status.causes)
         warn.append((f"{dlq.counted(status.new_dead)} from {plural(causes, 'cause')} in the last hour.", "#causes"))
@@ -120,6 +126,20 @@ def verdict(status: Status) -> tuple[str, list[Clause]]:
     warn += [(f"Redis: {risk}", "#counts") for risk in status.risks]
     level = "bad" if bad else "warn" if warn else "ok"
     return level, [*bad, *warn, *([] if bad or warn else [("All good.", "#counts")]), *_facts(status)]
+
+
+def elsewhere(status: Status) -> Iterable[Clause]:
+    """Yield what other hosts' ingestion tells: a spool in use; or nothing, which may be a host that is cut off."""
+    hosts: dict[str, list[dict[str, Any]]] = {}
+    for beat in status.ingestion.values():
+        hosts.setdefault(beat["host"], []).append(beat)
+    for host, beats in sorted(hosts.items()):
+        last = max(beats, key=lambda beat: float(beat["at"]))
+        spooled, silent_s = plural(last.get("spooled", 0), "delivery"), status.now - last["at"]
+        if silent_s > LIVE_S:
+            yield f"Ingestion on {host} was last heard of {seconds(silent_s)} ago, with {spooled} in its spool.", "#workers"
+        elif last.get("spooled") and host != status.host:
+            yield f"The spool of {host} has {spooled}.", "#workers"
 
 
 def _facts(status: Status) -> list[Clause]:

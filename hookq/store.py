@@ -1,63 +1,24 @@
-"""The store: the only file that knows Redis. One verb, one atomic step (R4), most of them a script in hookq/lua.
+"""The store: whatever is done with jobs. One verb, one atomic step (R4), most of them a script in hookq/lua.
 
-    key                            type    contents                                                     expiry
-    {hookq}:sources                SET     every source that had a delivery or a worker                 never
-    {hookq}:ready:<source>         STREAM  one entry per ready or leased job, the whole delivery in it  when settled
-      group "workers"                      its pending list is the table of leases
-    {hookq}:seen:<source>:<did>    STRING  job id of the delivery with this delivery id (R6)            dedupe_s
-    {hookq}:made:<job id>          STRING  claims a job id where no `seen` outlives a day               1 day
-    {hookq}:retry                  ZSET    job id → due, unix seconds                                   when promoted
-    {hookq}:retries                HASH    source → how many of its jobs are in retry                       never
-    {hookq}:dead                   ZSET    job id → died at, unix seconds                               by a person
-    {hookq}:job:<id>               HASH    a parked job (retry, dead, discarded), body included         24 h once discarded
-    {hookq}:batches                ZSET    batch (the act's id) → discarded at                          24 h
-    {hookq}:batch:<act>            ZSET    job id → died at, of what one act discarded                  24 h
-    {hookq}:ledger                 HASH    accepted, done, discarded: they move with the jobs           never
-    {hookq}:metrics                HASH    counters: <name>:<source>[:<label>]                          never
-    {hookq}:last                   HASH    the same names → when they were raised last                  never
-    {hookq}:minute:<minute>        HASH    the same of one minute: accepted, done, dead, rejected       2 h
-    {hookq}:history                STREAM  what was done lately, without bodies; about 10,000           by count
-    {hookq}:recent                 LIST    id, source, event type of the deliveries accepted last; 25   by count
-    {hookq}:acts                   STREAM  what operators did; about 1,000                              by count
-    {hookq}:workers                HASH    worker → when it came, heartbeat (JSON)                      when it is gone
-    {hookq}:missing                HASH    worker → first seen without a connection                     when it is back
-    {hookq}:hand                   HASH    worker → entry of a suspect job it is about to run           when it is gone
-    {hookq}:epoch                  STRING  made once; gone means that Redis came back empty             never
-
-An entry of a stream holds: v (format, 1), id, delivery_id, event_type, received_at, attempt (runs so far), deaths,
-suspect, head (header lines as they came), body, secret (its place among the source's). An entry never changes
-hands: whoever takes a job over makes a new
-entry and removes the old one. So the entry is the fence: a worker that is late finds nothing to settle (R5).
-
-Why scripts: each either runs whole or not at all, also when memory is full ("#!lua" makes Redis refuse it before it
-starts). Those that settle or free carry allow-oom, so that a full Redis can still be drained.
-Why no retries in the client: redis-py would run a write twice after a lost reply. Who may try again does so here,
-with verbs that find their own earlier work.
+An entry of a stream never changes hands: whoever takes a job over makes a new entry and removes the old one. So the
+entry is the fence: a worker that is late finds nothing to settle (R5). Names of keys are in keys.py, connections in link.py.
 
 Promises: a verb that raised Away has done all of its work or none. Does not promise which: ask again.
 """
 
 import contextlib
-import hashlib
 import json
-import re
 import secrets as random_bytes
-import select
-import ssl
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-import hiredis
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry as ClientRetry
 
+from hookq.intake import accept_packed, accepted
 from hookq.job import ID_LENGTH, MAX_DEATHS, Delivery, arrived_at
+from hookq.keys import PREFIX, SCRIPTS, key
+from hookq.link import Away, connect, reaching
 
-PREFIX: Final = "{hookq}:"
 GROUP: Final = "workers"
 BATCH_KEPT_S: Final = 86_400
 # How much earlier than a job id says its entries and events may be dated: ids have the clock of their host.
@@ -69,18 +30,9 @@ LEASE_S: Final = 30.0
 RENEW_S: Final = 10.0
 # Scripts are atomic: while one runs nobody else is served. 500 rows take about 5 ms.
 CHUNK: Final = 500
-# The slowest disk we wait for: the longest body then has 3.5 s instead of 1 s.
-SLOW_DISK_BYTES_S: Final = 10 << 20
 
 # Made once: json.dumps makes a new encoder for each call with separators, at 3 µs a job.
 _FACTS: Final = json.JSONEncoder(separators=(",", ":"))
-
-_ALLOW_OOM: Final = ("settle", "promote", "reclaim", "redrive", "discard", "restore", "beat", "announce", "gone")
-_READ_ONLY: Final = ("audit", "find", "select", "story")
-
-
-class Away(Exception):
-    """Redis cannot be used now; the message says what happened and is safe to show."""
 
 
 class Lease(NamedTuple):
@@ -168,48 +120,6 @@ class Cause(NamedTuple):
     sample: str
 
 
-def _scripts() -> dict[str, tuple[str, str]]:
-    """Return verb → (SHA-1, text) of every script; the shared prelude is part of each."""
-    folder = Path(__file__).with_name("lua")
-    prelude, made = (folder / "prelude.lua").read_text(), {}
-    for path in folder.glob("*.lua"):
-        flags = " flags=allow-oom" if path.stem in _ALLOW_OOM else " flags=no-writes" if path.stem in _READ_ONLY else ""
-        # Without comments and indents: accept is sent whole with each batch.
-        text = f"#!lua{flags}\n" + re.sub(r"(?m)^\s*(--.*\n)?", "", prelude + path.read_text())
-        made[path.stem] = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text
-    del made["prelude"]
-    return made
-
-
-SCRIPTS: Final = _scripts()
-
-
-def key(*parts: str) -> str:
-    """Return the name of a key; nobody else spells one."""
-    return PREFIX + ":".join(parts)
-
-
-@contextlib.contextmanager
-def _reaching() -> Iterator[None]:
-    """Turn every failure of Redis, whatever its kind, into Away."""
-    try:
-        yield
-    except redis.DataError:  # a value that cannot be sent is our mistake, and trying again would not mend it
-        raise
-    except (redis.RedisError, hiredis.HiredisError, OSError) as error:
-        raise Away(f"{type(error).__name__}: {error}") from error
-
-
-def connect(url: str, timeout_s: float, name: str) -> Any:
-    """Return a client that never retries by itself. `name` is what CLIENT LIST shows.
-
-    Any: redis-py declares each reply as bytes or text or awaitable; with these options it is bytes.
-    """
-    return redis.Redis.from_url(
-        url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=ClientRetry(NoBackoff(), 0), protocol=2, client_name=name
-    )
-
-
 class Store:
     """The verbs. One instance per thread: a blocked lease must not hold up a renewal."""
 
@@ -232,7 +142,7 @@ class Store:
 
         Another id than the delivery's own says that it is a duplicate of that job.
         """
-        with _reaching():
+        with reaching():
             link = self.redis.connection_pool.get_connection()
             try:
                 link.send_packed_command([accept_packed(batch)])
@@ -242,7 +152,7 @@ class Store:
                 raise
             finally:
                 self.redis.connection_pool.release(link)
-        return _accepted(ids)
+        return accepted(ids)
 
     # ---------------- workers
 
@@ -257,7 +167,7 @@ class Store:
         wait = [] if again else ["BLOCK", block_ms]
         where = [key("ready", name) for name in names] + ["0" if again else ">"] * len(names)
         try:
-            with _reaching():
+            with reaching():
                 found = self.redis.execute_command("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count, *wait, "STREAMS", *where)
         except Away as error:
             if "NOGROUP" in str(error):  # Redis came back empty: the groups are made again
@@ -277,14 +187,14 @@ class Store:
             ("EVALSHA", SCRIPTS["settle"][0], 1, PREFIX, *_settle_args(settled)),
             ("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count, "STREAMS", *where),
         ]
-        with _reaching():
+        with reaching():
             self._asked, self._rows = self.redis.connection_pool.get_connection(), settled
             self._asked.send_packed_command(self._asked.pack_commands(commands))
 
     def answer(self) -> tuple[list[bool], list[Lease]]:
         """Return what settle and lease would have. After Away both may have been done: ask again, by settle and lease."""
         try:
-            with _reaching():
+            with reaching():
                 try:
                     outcomes = self._asked.read_response()
                 except redis.exceptions.NoScriptError:  # Redis was started anew: nothing ran
@@ -311,7 +221,7 @@ class Store:
 
     def renew(self, leases: Mapping[str, Sequence[bytes]]) -> None:
         """Extend the leases of these entries, by source. XCLAIM does nothing for an entry that is gone."""
-        with _reaching():
+        with reaching():
             pipe = self.redis.pipeline(transaction=False)
             for source, entries in leases.items():
                 if entries:
@@ -334,7 +244,7 @@ class Store:
 
     def holders(self) -> set[str]:
         """Return every worker that Redis knows: by heartbeat, or as a consumer of a group."""
-        with _reaching():
+        with reaching():
             names = {name.decode() for name in self.redis.hkeys(key("workers"))}
             for source in self.sources():
                 with contextlib.suppress(redis.ResponseError):  # no group yet
@@ -343,7 +253,7 @@ class Store:
 
     def gone(self, holders: set[str]) -> set[str] | None:
         """Return those of `holders` that were without a connection in two looks, a second apart; None if nobody may look."""
-        with _reaching():
+        with reaching():
             try:
                 up_s = int(self.redis.info("server")["uptime_in_seconds"])
                 connected = {client["name"] for client in self.redis.client_list()}
@@ -361,13 +271,13 @@ class Store:
 
     def sources(self) -> set[str]:
         """Return every source that ever had a delivery, also those the settings no longer have."""
-        with _reaching():
+        with reaching():
             return {name.decode() for name in self.redis.smembers(key("sources"))}
 
     def _has_group(self, source: str) -> bool:
         """Make the group of a source's stream, so that its first job can be waited for; False when memory is full."""
         if source not in self._groups:
-            with _reaching():
+            with reaching():
                 try:
                     self.redis.xgroup_create(key("ready", source), GROUP, id="0", mkstream=True)
                     self.redis.sadd(key("sources"), source)  # so that its consumers are found and removed one day
@@ -387,7 +297,7 @@ class Store:
         WATCH, read the rank, MULTI, script, EXEC. When the dead set changed in between, the same id is tried again
         as long as it is dead: whoever loses that race is told with LookupError, and never moves a neighbour.
         """
-        with _reaching():
+        with reaching():
             id = next(iter(self.redis.zrange(key("dead"), rank, rank)), None)
             while id is not None:
                 with self.redis.pipeline() as pipe:
@@ -415,12 +325,12 @@ class Store:
 
     def batch(self, name: str) -> list[str]:
         """Return the ids of what one act discarded and can still be restored."""
-        with _reaching():
+        with reaching():
             return [id.decode() for id in self.redis.zrange(key("batch", name), 0, -1)]
 
     def last_batch(self) -> str | None:
         """Return the batch that was discarded last and can still be restored."""
-        with _reaching():
+        with reaching():
             for batch in self.redis.zrevrange(key("batches"), 0, -1):
                 if self.redis.exists(key("batch", batch.decode())):
                     return str(batch.decode())
@@ -430,7 +340,7 @@ class Store:
         """Run a script on `ids`, each chunk within MULTI/EXEC; return the ids it moved."""
         moved: list[str] = []
         for start in range(0, len(ids), CHUNK):
-            with _reaching(), self.redis.pipeline() as pipe:
+            with reaching(), self.redis.pipeline() as pipe:
                 who = _FACTS.encode(act._asdict())
                 moved += [id.decode() for id in self._exec(pipe, verb, who, *args, *ids[start : start + CHUNK])]
         return moved
@@ -451,7 +361,7 @@ class Store:
         """Return how many match, or None when only reading them all could tell."""
         if search.event_type or search.error or search.text or search.ids:
             return None
-        with _reaching():
+        with reaching():
             return int(self.redis.zcount(self._dead_set(search), search.since, search.until))
 
     def search_dead(self, search: Search, passed: int, look: int, *, newest: bool = False) -> tuple[int, list[tuple[str, int]]]:
@@ -469,12 +379,12 @@ class Store:
 
     def dead_beginning(self, begin: str) -> list[str]:
         """Return the ids of dead letters that begin with `begin`."""
-        with _reaching():
+        with reaching():
             return sorted(id.decode() for id, _ in self.redis.zscan_iter(key("dead"), match=_glob(begin) + "*", count=1000))
 
     def causes(self) -> list[Cause]:
         """Return the causes that have dead letters."""
-        with _reaching():
+        with reaching():
             known = [(id.decode(), *text.decode().split("\n", 1)) for id, text in self.redis.hgetall(key("causes")).items()]
             pipe = self.redis.pipeline(transaction=False)
             for id, _, _ in known:
@@ -509,7 +419,7 @@ class Store:
 
         What looks wrong is looked at again: between two reads it may just have been moved on.
         """
-        with _reaching():
+        with reaching():
             seen = self._odd()
             return sorted(seen & self._odd()) if seen else []
 
@@ -543,7 +453,7 @@ class Store:
     def parked(self, ids: Sequence[str]) -> list[Parked]:
         """Return these parked jobs without their bodies, in one round trip; those that have left are missing."""
         names = ("source", "delivery_id", "event_type", "received_at", "attempt", "deaths", "reason", "cause", "batch", "error")
-        with _reaching():
+        with reaching():
             pipe = self.redis.pipeline(transaction=False)
             for id in ids:
                 pipe.hmget(key("job", id), names)
@@ -556,13 +466,13 @@ class Store:
 
     def trace(self, id: str) -> str:
         """Return the traceback of a dead letter's last attempt, "" if there is none."""
-        with _reaching():
+        with reaching():
             return (self.redis.hget(key("job", id), "trace") or b"").decode("utf-8", "replace")
 
     def locate(self, text: str) -> dict[str, str]:
         """Return id → state of every job whose id begins with `text`, or whose delivery id is `text`."""
         found: dict[str, str] = {}
-        with _reaching():
+        with reaching():
             seen = [self.redis.get(key("seen", source, text)) for source in self.sources()]
             for begin in {text, *(id.decode() for id in seen if id)}:
                 for id, event in self.events(begin):
@@ -605,7 +515,7 @@ class Store:
 
     def delivery(self, id: str) -> Delivery | None:
         """Return the delivery of a job that is not done, body included, or None when it is not kept any more."""
-        with _reaching():
+        with reaching():
             found = self.redis.hgetall(key("job", id))
             if found:
                 return _delivery(found[b"source"].decode(), found)
@@ -629,26 +539,26 @@ class Store:
 
     def latest_events(self, count: int) -> list[tuple[str, dict[str, Any]]]:
         """Return (id, event) of the last events of all jobs, the latest first."""
-        with _reaching():
+        with reaching():
             found = self.redis.xrevrange(key("history"), count=count)
         return [_event(entry, v[b"event"], v[b"source"], v[b"id"], v[b"facts"]) for entry, v in found]
 
     def events_after(self, entry: bytes, count: int) -> tuple[bytes, list[tuple[str, dict[str, Any]]]]:
         """Return the last entry of the history, and (id, event) of those after `entry`, the oldest first; none after b""."""
-        with _reaching():
+        with reaching():
             last = self.redis.xrevrange(key("history"), count=1)
             found = self.redis.xrange(key("history"), b"(" + entry, "+", count=count) if entry else []
         return last[0][0] if last else b"0-0", [_event(e, v[b"event"], v[b"source"], v[b"id"], v[b"facts"]) for e, v in found]
 
     def recent(self) -> list[tuple[str, str, str]]:
         """Return (id, source, event type) of the deliveries accepted last, the latest first."""
-        with _reaching():
+        with reaching():
             found = [row.decode("utf-8", "replace").split("\n", 2) for row in self.redis.lrange(key("recent"), 0, -1)]
         return [(id, source, event_type) for id, source, event_type in found]
 
     def acts(self, count: int) -> list[tuple[float, str, int, Act, bool]]:
         """Return (at, name, how many, who, can be restored) of what operators did last, the latest first."""
-        with _reaching():
+        with reaching():
             chunks = self.redis.xrevrange(key("acts"), count=1000)
             found: dict[tuple[str, str], tuple[float, int, Act]] = {}
             for entry, values in chunks:  # a large act has an entry for each chunk
@@ -661,7 +571,7 @@ class Store:
 
     def minutes(self, count: int) -> list[tuple[int, dict[str, int]]]:
         """Return (minute, counters) of the last `count` minutes by Redis' clock, the oldest first, the running one last."""
-        with _reaching():
+        with reaching():
             last = int(self.redis.time()[0]) // 60
             wanted = range(last - count + 1, last + 1)
             pipe = self.redis.pipeline(transaction=False)
@@ -672,12 +582,12 @@ class Store:
 
     def last(self) -> dict[str, float]:
         """Return when the counters of the minutes were raised last, by name, in unix seconds."""
-        with _reaching():
+        with reaching():
             return {name.decode(): float(at) for name, at in self.redis.hgetall(key("last")).items()}
 
     def states(self, ids: Sequence[str]) -> dict[str, str]:
         """Return id → retry or dead, "" for a job that is neither."""
-        with _reaching():
+        with reaching():
             pipe = self.redis.pipeline(transaction=False)
             for id in ids:
                 pipe.zscore(key("retry"), id)
@@ -688,29 +598,35 @@ class Store:
 
     def now(self) -> float:
         """Return the time by Redis' clock, unix seconds: the one that dead letters are dated by."""
-        with _reaching():
+        with reaching():
             seconds, micros = self.redis.time()
             return float(seconds + micros / 1e6)
 
     def metrics(self) -> dict[str, int]:
-        """Return every counter; names are as in the keyspace above."""
-        with _reaching():
+        """Return every counter; names are as in keys.py."""
+        with reaching():
             return {name.decode(): int(value) for name, value in self.redis.hgetall(key("metrics")).items()}
 
     def workers(self) -> dict[str, dict[str, Any]]:
         """Return the last heartbeat of each worker by its name; `at` is when it came, by Redis' clock."""
-        with _reaching():
+        with reaching():
             beats = {name.decode(): value.split(b"\n", 1) for name, value in self.redis.hgetall(key("workers")).items()}
         return {name: {**json.loads(beat), "at": float(at)} for name, (at, beat) in beats.items()}
 
+    def ingestion(self) -> dict[str, dict[str, Any]]:
+        """Return the last heartbeat of each ingestion process by its name, those of hosts that are silent included."""
+        with reaching():
+            rows = {name.decode(): value.split(b"\n", 2) for name, value in self.redis.hgetall(key("ingestion")).items()}
+        return {name: {**json.loads(beat), "at": float(at), "host": host.decode()} for name, (at, host, beat) in rows.items()}
+
     def ping(self) -> None:
         """Return when Redis answers, else raise Away."""
-        with _reaching():
+        with reaching():
             self.redis.ping()
 
     def epoch(self, known: str = "") -> str:
         """Return the mark that this Redis carries; a new one after it came back empty, counted once by whoever made it."""
-        with _reaching():
+        with reaching():
             fresh = random_bytes.token_hex(8)
             there = self.redis.set(key("epoch"), fresh, nx=True, get=True)
         if there is None and known:
@@ -719,13 +635,14 @@ class Store:
 
     def memory(self) -> tuple[int, int]:
         """Return (bytes used, maxmemory)."""
-        with _reaching():
+        with reaching():
             info = self.redis.info("memory")
             return int(info["used_memory"]), int(info["maxmemory"])
 
-    def health(self) -> tuple[dict[str, str], list[str]]:
-        """Return what the boot check found (version, appendonly …), and a sentence for each setting that can lose jobs."""
-        with _reaching():
+    def health(self, replicas: int = 0) -> tuple[dict[str, str], list[str]]:
+        """Return what the boot check found (version, appendonly …), and a sentence for each setting that can lose jobs, or
+        that keeps deliveries out since `replicas` are asked for."""
+        with reaching():
             info = self.redis.info()
             found = {"version": str(info["redis_version"]), "maxmemory-policy": str(info["maxmemory_policy"])}
             found["appendonly"] = "yes" if info["aof_enabled"] else "no"
@@ -738,6 +655,9 @@ class Store:
             risks.append("appendonly is no: a restart of Redis loses jobs; set appendonly yes.")
         if found.get("appendfsync", "always") != "always":
             risks.append(f"appendfsync is {found['appendfsync']}: a crash can lose the last second; set always.")
+        if replicas > int(info["connected_slaves"]):
+            here = int(info["connected_slaves"])
+            risks.append(f"DURABILITY asks for {replicas} replicas and {here} are connected: deliveries stay in the spools until they are.")
         limit = int(info.get("maxmemory", 0))
         if limit and int(info["used_memory"]) > 0.9 * limit:
             risks.append("memory is over 90% full: raise maxmemory or discard dead letters.")
@@ -746,7 +666,7 @@ class Store:
     def _run(self, verb: str, *args: Any) -> Any:
         """Run a script; loads it where Redis does not know it (NOSCRIPT says that nothing ran)."""
         sha, text = SCRIPTS[verb]
-        with _reaching():
+        with reaching():
             try:
                 return self.redis.evalsha(sha, 1, PREFIX, *args)
             except redis.exceptions.NoScriptError:
@@ -755,46 +675,6 @@ class Store:
 
 def _pairs(counters: Mapping[str, int] | None) -> list[str | int]:
     return [value for pair in (counters or {}).items() for value in pair]
-
-
-# XADD of one delivery up to its body, and what follows that. hiredis.pack_command would take twice as long.
-_ENTRY: Final = (
-    b"*25\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$1\r\nv\r\n$1\r\n1\r\n$2\r\nid\r\n$%d\r\n%b\r\n$11\r\ndelivery_id\r\n$%d\r\n%b\r\n"
-    b"$10\r\nevent_type\r\n$%d\r\n%b\r\n$11\r\nreceived_at\r\n$%d\r\n%b\r\n$7\r\nattempt\r\n$1\r\n0\r\n$6\r\ndeaths\r\n$1\r\n0\r\n"
-    b"$7\r\nsuspect\r\n$1\r\n0\r\n$4\r\nhead\r\n$%d\r\n%b\r\n$4\r\nbody\r\n$%d\r\n"
-)
-_ENTRY_END: Final = b"\r\n$6\r\nsecret\r\n$%d\r\n%d\r\n"
-_MULTI, _EXEC = hiredis.pack_command(("MULTI",)), hiredis.pack_command(("EXEC",))
-
-
-def accept_packed(batch: Sequence[tuple[Delivery, int]], flush: tuple[str, Mapping[str, int]] | None = None) -> bytes:
-    """Return the transaction that accepts a batch, as it is sent: MULTI, an XADD for each, accept.lua, EXEC.
-
-    The entries come first and the script takes back those that were seen before, so that no body passes through Lua,
-    which hashes every byte of a string: that was 9 of the 46 µs a delivery took in Redis. EVAL, not EVALSHA: one that
-    Redis has forgotten would fail after the entries were made.
-    """
-    parts = [_MULTI]
-    args: list[Any] = ["EVAL", SCRIPTS["accept"][1], "1", PREFIX, str(len(batch))]
-    for d, dedupe_s in batch:
-        stream, id, delivery_id, event_type = key("ready", d.source).encode(), d.id.encode(), d.delivery_id.encode(), d.event_type.encode()
-        at, secret = b"%.6f" % d.received_at, b"%d" % d.secret
-        facts = (len(stream), stream, len(id), id, len(delivery_id), delivery_id, len(event_type), event_type, len(at), at)
-        parts += (_ENTRY % (*facts, len(d.head), d.head, len(d.body)), d.body, _ENTRY_END % (len(secret), d.secret))
-        args += (str(dedupe_s), d.source, d.delivery_id, d.id, d.event_type, str(d.secret))
-    if flush:
-        args.append(flush[0])
-        for name, by in flush[1].items():
-            args += (name, str(by))
-    return b"".join((*parts, hiredis.pack_command(tuple(args)), _EXEC))
-
-
-def _accepted(replies: Sequence[Any]) -> list[str]:
-    """Return the ids out of EXEC's reply; raises what went wrong within the transaction."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise redis.ResponseError(str(reply))
-    return [id.decode() for id in replies[-1]]
 
 
 def _settle_args(settled: Sequence[Settled]) -> list[Any]:
@@ -856,134 +736,3 @@ def _entry_number(entry: bytes | str) -> tuple[int, int]:
 
 def _glob(text: str) -> str:
     return "".join("\\" + c if c in "*?[]^-\\" else c for c in text)
-
-
-class Intake:
-    """accept() for an event loop: several batches under way on one connection, never blocking.
-
-    redis-py sets the connection up (login, TLS, database); then its socket is ours. `start` connects in a thread and
-    calls `wake` when that is over. Any failure ends the connection: what was under way is handed back by `failed` and
-    may or may not have been done; a sender that repeats it is answered as a duplicate (R6).
-    """
-
-    # Two: while Redis syncs one batch, the next is gathered. More only makes the queue longer.
-    MAX_UNDER_WAY: Final = 2
-
-    def __init__(self, url: str, name: str, wake: Callable[[], None], limit_s: float = 1.0) -> None:
-        self.name = name
-        self._client = connect(url, limit_s, name)
-        self._wake, self.limit_s = wake, limit_s
-        self._link: Any = None
-        self._made: Any = None
-        self._out = memoryview(b"")
-        self._batches: list[tuple[float, Any]] = []
-        self._starting = False
-        self.sock: Any = None
-        self.why = ""  # of the last failure
-
-    @property
-    def up(self) -> bool:
-        return self.sock is not None
-
-    @property
-    def busy(self) -> bool:
-        return len(self._batches) >= self.MAX_UNDER_WAY or bool(self._out)
-
-    @property
-    def under_way(self) -> int:
-        return len(self._batches)
-
-    def start(self) -> None:
-        """Connect in the background, unless that is going on or done."""
-        if not (self._starting or self._made or self.up):
-            self._starting = True
-            try:
-                threading.Thread(target=self._connect, daemon=True).start()
-            except RuntimeError as error:  # no thread can be had now
-                self._starting, self.why = False, str(error)
-
-    def _connect(self) -> None:
-        link = None
-        try:
-            with _reaching():
-                link = self._client.connection_pool.make_connection()
-                link.connect()
-                # An empty batch is refused just as a full one would be: out of memory, read-only, disk error.
-                link.send_packed_command([accept_packed([])])
-                for _ in range(3):
-                    link.read_response()
-                link._sock.setblocking(False)
-            self._made = link
-        except Exception as error:  # whatever it is: the loop must hear of it, and try again
-            self.why = str(error) if isinstance(error, Away) else f"{type(error).__name__}: {error}"
-            with contextlib.suppress(Exception):
-                link.disconnect() if link else None
-        finally:
-            self._starting = False
-            self._wake()
-
-    def adopt(self) -> bool:
-        """Take the connection that start() has made; True when there is a new one."""
-        link, self._made = self._made, None
-        if link is None:
-            return False
-        self._link, self.sock, self._reader, self._out = link, link._sock, hiredis.Reader(), memoryview(b"")
-        return True
-
-    def submit(self, batch: Sequence[tuple[Delivery, int]], flush: tuple[str, Mapping[str, int]] | None, token: Any) -> None:
-        """Send a batch; `received` gives `token` back with the ids. `flush` is a unique id, and counters to raise."""
-        packed = accept_packed(batch, flush)
-        # A large body takes its time to be sent and synced, and is not to be given up for its size.
-        begins = max([time.monotonic(), *(deadline - self.limit_s for deadline, _ in self._batches)])
-        self._batches.append((begins + self.limit_s + len(packed) / SLOW_DISK_BYTES_S, token))
-        self._out = memoryview(bytes(self._out) + packed if self._out else packed)
-        self.flush()
-
-    def flush(self) -> None:
-        """Send what is left; `wants_write` says whether there is more."""
-        with _reaching():
-            try:
-                self._out = self._out[self.sock.send(self._out) :]  # a view: nothing is copied
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                pass
-
-    @property
-    def wants_write(self) -> bool:
-        return bool(self._out)
-
-    def received(self) -> Iterator[tuple[Any, list[str]]]:
-        """Yield (token, ids) of each batch that is durable by now; then raise Away if there is no going on."""
-        with _reaching():
-            try:
-                while data := self.sock.recv(65536):
-                    self._reader.feed(data)
-                    if len(data) < 65536 and not isinstance(self.sock, ssl.SSLSocket):
-                        break
-                else:
-                    raise ConnectionResetError("Redis closed the connection")
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                pass
-            while (reply := self._reader.gets()) is not False:
-                if isinstance(reply, Exception):
-                    raise redis.ResponseError(str(reply))
-                if isinstance(reply, list):  # of EXEC; the others say OK and QUEUED
-                    ids = _accepted(reply)
-                    _, token = self._batches.pop(0)
-                    yield token, ids
-
-    def overdue(self, now: float) -> bool:
-        """Tell whether a batch has waited longer than the limit of a command (R7)."""
-        return bool(self._batches) and now > self._batches[0][0]
-
-    def failed(self, why: str) -> list[Any]:
-        """Give the connection up; return the tokens that were under way."""
-        tokens, self.why = [token for _, token in self._batches], why
-        self._batches.clear()
-        with contextlib.suppress(Exception):
-            self._link.disconnect()
-        self._link = self.sock = None
-        return tokens
-
-    def wait(self, seconds: float) -> None:
-        """Block until the connection has something to say; for tests and the start of a drain."""
-        select.select([self.sock], [], [], seconds)

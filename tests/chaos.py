@@ -30,8 +30,9 @@ from conftest import ROOT, free_port, signed
 from test_faults import Proxy
 from test_stack import Stack
 
+from hookq.link import Away
 from hookq.programs import NoSupervisor, programs
-from hookq.store import Away, Store
+from hookq.store import Store
 
 HANDLER = """
 import json, os, pathlib, signal, time

@@ -162,11 +162,11 @@ def dead(store):
 class Program:
     """One of our programs as a process; `lines` are the log lines it has written so far."""
 
-    def __init__(self, folder, name, *args, env=None, **popen):
+    def __init__(self, folder, name, *args, env=None, prefix=(), **popen):
         self.log = folder / f"{name}-{next(_count)}.log"
         keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "PYTHONPATH")}
         with self.log.open("wb") as out:
-            command = [sys.executable, "-X", "dev", str(ROOT / name), *args]
+            command = [*prefix, sys.executable, "-X", "dev", str(ROOT / name), *args]
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env={**keep, **(env or {})}, cwd=folder, **popen
             )

@@ -77,8 +77,8 @@ def test_flags_beat_environment_beats_dotenv_beats_webhooks_toml(tmp_path):
         (
             "REDIS_URL",
             "http://x",
-            "REDIS_URL is not acceptable: it must be a URL that begins with redis://, rediss:// or unix://, "
-            "or nothing for the embedded Redis.",
+            "REDIS_URL is not acceptable: it must be a URL that begins with redis://, rediss://, unix://, redis+sentinel:// or "
+            "redis+cluster:// (rediss+… with TLS), or nothing for the embedded Redis.",
         ),
         ("WEBHOOKS_FILE", "nosuch.toml", "nosuch.toml', and there is no such file."),
     ],

@@ -10,7 +10,9 @@ import pytest
 from conftest import accepted, act, delivery
 from redis import RedisError
 
-from hookq.store import PREFIX, Away, Settled, Store, key
+from hookq.keys import PREFIX, key
+from hookq.link import Away
+from hookq.store import Settled, Store
 
 
 class Died(OSError):

@@ -286,7 +286,7 @@ def test_static_files_have_a_tag_and_are_small(page):
 
 
 def test_without_supervisord_heartbeats_are_shown_and_it_says_so(page, store):
-    store.beat({"at": time.time(), "started_at": time.time() - 5, "pid": 4242, "done": 0, "job": None})
+    store.beat({"at": time.time(), "up_s": 5, "pid": 4242, "done": 0, "job": None})
     text = page.ask()[1]
     assert "supervisord does not answer" in text and "4242" in text and "heartbeat" in text
 

@@ -33,9 +33,11 @@ from test_worker import settled
 
 import worker
 from hookq import config
+from hookq.keys import SCRIPTS, key
+from hookq.link import Away
 from hookq.programs import programs
 from hookq.spool import Spool
-from hookq.store import GROUP, LEASE_S, SCRIPTS, Away, Settled, Store, key
+from hookq.store import GROUP, LEASE_S, Settled, Store
 
 stack, serve, short = test_stack.stack, test_webhookd.serve, test_webhookd.short
 

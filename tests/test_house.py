@@ -17,7 +17,8 @@ PURE = {"job", "retry", "schemes", "signing", "wire", "metrics"}
 # What a pure module may not import: whatever knows the time, chance, the machine, or another process.
 IMPURE = {"time", "random", "os", "socket", "select", "selectors", "subprocess", "redis", "secrets", "threading", "pathlib", "logging"}
 THIRD_PARTY = {"redis", "hiredis"}
-MAX_LINES, MAX_FUNCTION = 5450, 45
+STORE = {"store", "intake", "link"}  # who may know Redis; only `keys` spells a key
+MAX_LINES, MAX_FUNCTION = 5800, 45
 # One word per thing; these are the words we do not use for one.
 FOREIGN_WORDS = re.compile(r"\b(morgue|nack|requeue|replay|in.flight|dead.?letter.queue|purge|visibility)\b", re.IGNORECASE)
 
@@ -47,9 +48,8 @@ def test_pure_module_touches_nothing_outside(path):
 
 @pytest.mark.parametrize("path", CODE, ids=lambda p: p.stem)
 def test_only_the_store_knows_redis(path):
-    if path.stem != "store":
-        assert not THIRD_PARTY & set(imports(parsed(path)))
-        assert "{hookq}" not in path.read_text()
+    assert path.stem in STORE or not THIRD_PARTY & set(imports(parsed(path)))
+    assert path.stem == "keys" or "{hookq}" not in path.read_text()
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda p: p.stem)

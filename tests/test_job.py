@@ -4,7 +4,8 @@ import pytest
 from conftest import NOW, accepted, act, delivery
 
 from hookq.job import ABSENT, DEAD, DISCARDED, DONE, LEASED, MOVES, READY, RETRY, Headers, JobIds
-from hookq.store import Away, Lease, Settled
+from hookq.link import Away
+from hookq.store import Lease, Settled
 
 STATES = [ABSENT, READY, LEASED, RETRY, DEAD, DONE, DISCARDED]
 VERBS = sorted({verb for _, verb in MOVES})

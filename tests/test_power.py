@@ -26,9 +26,10 @@ from conftest import SECRET, Program, Redis, accepted, delivery, free_port, requ
 from test_faults import hammer, more
 from test_webhookd import ask, is_ready
 
+from hookq.keys import key
 from hookq.programs import programs
 from hookq.spool import Spool
-from hookq.store import Store, key
+from hookq.store import Store
 
 stack, serve = test_stack.stack, test_webhookd.serve
 FIRE = bool(os.environ.get("FIRE"))

@@ -20,7 +20,8 @@ from test_webhookd import is_ready
 
 import worker
 from hookq import config
-from hookq.store import GROUP, Store, key
+from hookq.keys import key
+from hookq.store import GROUP, Store
 
 stack = test_stack.stack
 # A clock that a file sets. libfaketime would do the same, but hangs Debian's Redis: its allocator asks for the time.

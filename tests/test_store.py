@@ -5,8 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import accepted, act, dead, dead_ids, delivery, until
 
+from hookq.intake import Intake
 from hookq.job import MAX_DEATHS
-from hookq.store import SCRIPTS, Away, Intake, Settled, Store, key
+from hookq.keys import SCRIPTS, key
+from hookq.link import Away
+from hookq.store import Settled, Store
 
 WEEK = 604_800
 BINARY = bytes(range(256)) * 3

@@ -17,8 +17,10 @@ from conftest import ROOT, SECRET, fill, free_port, request, signed, until
 
 import webhookd
 from hookq import config, process, wire
+from hookq.keys import key
+from hookq.link import Away
 from hookq.spool import Spool
-from hookq.store import Away, Store, key
+from hookq.store import Store
 
 GOOD = "HTTP/1.1 202 Accepted"
 SOURCES = '[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\n'

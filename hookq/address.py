@@ -1,0 +1,74 @@
+"""Where Redis is: the URL of REDIS_URL, taken apart.
+
+    redis://[user:password@]host[:6379][/db]               one server; rediss:// with TLS
+    unix://[user:password@]/path[?db=0]                    one server
+    redis+sentinel://[user:password@]host[:26379],…/name   the primary that these Sentinels call `name`
+    redis+cluster://[user:password@]host[:6379],…          the primary of our slot, which any of these nodes tells
+
+With TLS the last two are rediss+sentinel:// and rediss+cluster://. Options stand behind a question mark.
+
+Rules: pure; what is not understood is refused, and no message has a part of a password in it. Promises: an Address can
+be connected to as far as its text goes. Does not promise that anybody is there.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+TLS: Final = frozenset(("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"))
+SENTINEL: Final = frozenset(("sentinel_username", "sentinel_password"))
+PORTS: Final = {"": 6379, "sentinel": 26379, "cluster": 6379}
+OPTIONS: Final = {"": TLS | {"db"}, "sentinel": TLS | SENTINEL | {"db"}, "cluster": TLS}
+RIGHT: Final = (
+    "a URL that begins with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// (rediss+… with TLS), "
+    "or nothing for the embedded Redis"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """`kind` is "" for one server, sentinel or cluster. `one` is the URL by which redis-py reaches one server so: its host
+    is the first of `hosts`. `options` are those that redis-py does not know."""
+
+    kind: str
+    hosts: tuple[tuple[str, int], ...]
+    service: str
+    one: str = field(repr=False)
+    options: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+def parse(text: str) -> Address:
+    """Take a URL apart; raises ValueError with what would be right."""
+    try:
+        url = urlsplit(text)
+        scheme, _, kind = url.scheme.partition("+")
+        user, at, hosts = url.netloc.rpartition("@")
+        found = tuple(_host(host, kind) for host in hosts.split(",")) if scheme != "unix" else ()
+        options = {name: values[0] for name, values in parse_qs(url.query, strict_parsing=bool(url.query)).items()}
+    except (ValueError, KeyError):  # a message of its own may have a part of the password in it
+        raise ValueError(f"{RIGHT}; / # ? and @ in a password must be percent-encoded") from None
+    known = OPTIONS[kind]
+    if scheme not in ("redis", "rediss", "unix") or (scheme == "unix" and kind):
+        raise ValueError(RIGHT)
+    if set(options) - known:
+        raise ValueError(f"{RIGHT}, with no options but {', '.join(sorted(known))}")
+    if not kind:
+        if len(found) > 1:
+            raise ValueError("one host, or redis+sentinel:// or redis+cluster:// before several")
+        return Address("", found, "", text)
+    service = url.path.strip("/")
+    if (kind == "sentinel") != bool(service) or "/" in service:
+        raise ValueError("redis+sentinel://host:26379,host:26379/name-of-the-primary, or redis+cluster://host:6379,host:6379")
+    host, port = found[0]
+    query = urlencode({name: value for name, value in options.items() if name not in SENTINEL})
+    one = f"{scheme}://{user}{at}{f'[{host}]' if ':' in host else host}:{port}{'?' if query else ''}{query}"
+    return Address(kind, found, service, one, {name: options[name] for name in SENTINEL & set(options)})
+
+
+def _host(text: str, kind: str) -> tuple[str, int]:
+    url = urlsplit(f"//{text}")
+    if not url.hostname and kind:
+        raise ValueError(text)
+    if url.hostname:
+        url.hostname.encode("idna")  # raises when it is nonsense
+    return url.hostname or "localhost", url.port or PORTS[kind]
