@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test lint reload bench bench-quick chaos fire clean redis
+.PHONY: help run test test-cluster lint reload bench bench-quick chaos fire clean redis
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 13
 
@@ -12,6 +12,10 @@ run: .venv/run redis  ## set up and run everything in the foreground; Ctrl-C sto
 test: .venv/dev redis  ## set up and run the tests
 	$(BIN)/python -m compileall -q hookq tests webhookd.py worker.py dashboard.py dlqctl.py
 	$(BIN)/pytest
+
+test-cluster: .venv/dev redis  ## the tests of more than one machine: Sentinel, Cluster, TLS, hosts in network namespaces, nginx
+	@sh hookq/setup.sh hosts
+	$(BIN)/pytest -s tests/cluster
 
 lint: .venv/dev  ## ruff, and mypy (strict) on hookq
 	$(BIN)/ruff check .

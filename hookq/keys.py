@@ -22,6 +22,7 @@
     {hookq}:workers                HASH    worker → when it came, heartbeat (JSON)                      when it is gone
     {hookq}:ingestion              HASH    process → when it came, host, heartbeat (JSON)               a day after
     {hookq}:missing                HASH    worker → first seen without a connection                     when it is back
+    {hookq}:primary                HASH    run id of the server that was asked last who is gone; since     never
     {hookq}:hand                   HASH    worker → entry of a suspect job it is about to run           when it is gone
     {hookq}:epoch                  STRING  made once; gone means that Redis came back empty             never
 

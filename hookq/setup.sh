@@ -34,6 +34,9 @@ redis) install redis-server ;;
 browser) command -v chromium >/dev/null || install chromium ;;
 prometheus) command -v promtool >/dev/null || install prometheus ;;
 faults) command -v strace >/dev/null && command -v cc >/dev/null || install strace gcc libc6-dev ;;
+hosts)
+    command -v nginx >/dev/null && command -v ip >/dev/null && command -v openssl >/dev/null || install nginx-light iproute2 openssl
+    ;;
 wrk) command -v wrk >/dev/null || install wrk ;;
 node) command -v npm >/dev/null || install nodejs npm ;;
 esac

@@ -255,11 +255,11 @@ class Store:
         """Return those of `holders` that were without a connection in two looks, a second apart; None if nobody may look."""
         with reaching():
             try:
-                up_s = int(self.redis.info("server")["uptime_in_seconds"])
+                run = self.redis.info("server")["run_id"]
                 connected = {client["name"] for client in self.redis.client_list()}
             except redis.ResponseError:  # not allowed, or no such command there
                 return None
-            return {name.decode() for name in self._run("gone", up_s, *sorted(holders - connected))}
+            return {name.decode() for name in self._run("gone", run, *sorted(holders - connected))}
 
     def beat(self, heartbeat: Mapping[str, Any], counters: Mapping[str, int] | None = None) -> None:
         """Say that this worker lives, and what it does; raise counters."""

@@ -503,8 +503,14 @@ def test_accepted_deliveries_are_found_as_recent_and_by_minute(store):
     assert sum(counts.get("accepted:github", 0) for _, counts in store.minutes(2)) == 30
 
 
+def long_up(store):
+    """Make it as if this server had been the one for ten seconds."""
+    store.gone(set())
+    store.redis.hset(key("primary"), "since", store.now() - 10)
+
+
 def test_worker_without_a_connection_is_gone_at_the_second_look_whoever_looks(store, other):
-    until(lambda: store.redis.info("server")["uptime_in_seconds"] > 3, 5)
+    long_up(store)
     holders = {"w1", "w2", "dead-1"}
     assert store.gone(holders) == set()  # the first look
     assert other.gone(holders) == set()  # another worker, too soon after it
@@ -513,7 +519,11 @@ def test_worker_without_a_connection_is_gone_at_the_second_look_whoever_looks(st
     assert other.gone({"w1", "w2"}) == set() and not store.redis.exists(key("missing"))
 
 
-def test_note_from_before_redis_started_makes_nobody_gone(store):
+@pytest.mark.parametrize("field, value", [("run", "another"), ("since", 1e11)], ids=["another server", "a clock set back"])
+def test_note_of_another_server_or_time_makes_nobody_gone(store, field, value):
+    long_up(store)
     store.redis.hset(key("missing"), "dead-1", 1)
+    store.redis.hset(key("primary"), field, value)
     assert store.gone({"dead-1"}) == set()
     assert float(store.redis.hget(key("missing"), "dead-1")) > 1
+    assert store.gone({"dead-1"}) == set()  # nor in the first second of this one
