@@ -16,6 +16,7 @@ from pathlib import Path
 from conftest import SECRET, Program, free_port, signed, until
 
 from hookq.link import Away, connect
+from hookq.spool import Spool
 from hookq.store import Store
 
 HANDLER = """
@@ -90,11 +91,12 @@ def nodes():
 class Host:
     """A machine: its own STATE_DIR, ingestion and worker, and a handler that notes what it ran."""
 
-    def __init__(self, url, *, prefix=(), **settings):
+    def __init__(self, url, *, prefix=(), handler=HANDLER, **settings):
         self.folder, self.port, self.prefix = Path(tempfile.mkdtemp(prefix="hh")), free_port(), list(prefix)
-        (self.folder / "h.py").write_text(HANDLER)
+        (self.folder / "h.py").write_text(handler)
         (self.folder / "w.toml").write_text(TOML)
         self.env = {"WEBHOOK_SECRET": SECRET, "DASHBOARD_PASSWORD": "a-password", "REDIS_URL": url, "PORT": str(self.port)}
+        self.env["DASHBOARD_PORT"] = str(free_port())
         self.env |= {"STATE_DIR": f"{self.folder}/v", "WEBHOOKS_FILE": f"{self.folder}/w.toml", **settings}
         self.programs = [self.run("webhookd.py"), self.run("worker.py")]
 
@@ -107,10 +109,8 @@ class Host:
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 
     def spooled(self):
-        done = self.run("dlqctl.py", "--audit", "--json")
-        done.process.wait(30)
-        with suppress(ValueError):
-            return json.loads(done.text)["spooled"]
+        with closing(Spool(Path(self.env["STATE_DIR"], "spool.db"), 1 << 30)) as spool:
+            return spool.size()[0]
 
     def ready(self):
         with suppress(OSError, http.client.HTTPException), closing(self.connection(2)) as connection:
