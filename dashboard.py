@@ -228,7 +228,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self._health(request.path)
         if not self.server.known(request.fields.get("host", "")):
             return 421, TEXT, b"This Host is not known here: open the page by its address, or add the name to DASHBOARD_NAMES.\n", ""
-        if not self._logged_in(request.fields.get("authorization", "")):
+        if not self._logged_in(request):
             how = b"The login is user operator, with DASHBOARD_PASSWORD of .env.\n"
             return 401, TEXT, how, 'WWW-Authenticate: Basic realm="webhookd", charset="UTF-8"\r\n'
         if not self.server.slots.acquire(timeout=SLOT_S):
@@ -242,13 +242,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         finally:
             self.server.slots.release()
 
-    def _logged_in(self, given: str) -> bool:
+    def _client(self, request: wire.Request) -> str:
+        return wire.client_of(self.client_address[0], request.fields.get("x-forwarded-for", ""), self.server.settings.trusted_proxies)
+
+    def _logged_in(self, request: wire.Request) -> bool:
+        given = request.fields.get("authorization", "")
         expected = base64.b64encode(f"{USER}:{self.server.settings.dashboard_password}".encode())
         kind, _, credentials = given.partition(" ")
         good = hmac.compare_digest(credentials.strip().encode("latin-1"), expected) and kind.lower() == "basic"
         if credentials and not good:
             now, before = time.monotonic(), self.server.failed_logins
-            log.event("login.reject", "warning", client=self.client_address[0])
+            log.event("login.reject", "warning", client=self._client(request))
             slow = len(before) == FAILED_LOGINS and now - before[0] < FAILED_WITHIN_S
             before.append(now)
             if slow:
@@ -357,7 +361,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Do what the form says, then send the browser back with a notice: a reload of the page repeats nothing."""
         if not self._own_form(request, form):
             return 403, TEXT, b"This form did not come from a page of this dashboard, or is over 11 hours old: reload the page.\n", ""
-        verb, act = request.path.rpartition("/")[2], dlq.actor("page", f"{USER} from {self.client_address[0]}")
+        verb, act = request.path.rpartition("/")[2], dlq.actor("page", f"{USER} from {self._client(request)}")
         back = "/dashboard/dead" if "scope" in form or "only" in form else "/dashboard"
         if first(form, "back"):
             back = f"/dashboard/deliveries/{wire.quoted(first(form, 'back'))}"

@@ -78,6 +78,7 @@ class Connection:
         "lingering",
         "mask",
         "out",
+        "peer",
         "request",
         "since",
         "sock",
@@ -86,8 +87,8 @@ class Connection:
         "where",
     )
 
-    def __init__(self, sock: socket.socket, now: float) -> None:
-        self.sock = sock
+    def __init__(self, sock: socket.socket, peer: str, now: float) -> None:
+        self.sock, self.peer = sock, peer
         self.buffer: bytes | bytearray = b""
         self.out = b""
         self.request: Request | None = None
@@ -225,7 +226,7 @@ class Server(http.server.HTTPServer):
                 self._listen(False)
                 return
             try:
-                sock, _ = self.socket.accept()
+                sock, address = self.socket.accept()
             except (BlockingIOError, ConnectionError):
                 return
             except OSError as error:  # out of files or memory: the backlog keeps what waits, the sweep tries again
@@ -234,7 +235,7 @@ class Server(http.server.HTTPServer):
                 return
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(sock, time.monotonic())
+            connection = Connection(sock, address[0], time.monotonic())
             self.connections.add(connection)
             self._register(sock, IN, connection)
             self._on_connection(connection, IN)  # its request is usually here already
@@ -404,8 +405,9 @@ class Server(http.server.HTTPServer):
         body = bytes(memoryview(c.buffer)[c.where : end])  # one copy, not two
         c.buffer = c.buffer[end:]
         source = self.settings.sources[request.path[len(PREFIX) :]]
-        arrived_at = time.time()
-        found = verify(source.signer, request.fields, request.head, body, arrived_at, self.ids.make(arrived_at), request.query)
+        arrived_at, ahead_s = time.time(), self.intake.ahead_s
+        id = self.ids.make(arrived_at + ahead_s)
+        found = verify(source.signer, request.fields, request.head, body, arrived_at, id, request.query, ahead_s)
         if isinstance(found, Rejected):
             self._refuse(c, found, 401, source.signer.name, close=c.close)
         else:
@@ -427,7 +429,9 @@ class Server(http.server.HTTPServer):
         lines = self.refusals[1] + 1 if self.refusals[0] == second else 1
         self.refusals = (second, lines)
         if lines <= REFUSALS_PER_S:
-            log.event("request.reject", "warning", source=source, code=status, reason=why.reason, why=why.why)
+            forwarded = c.request.fields.get("x-forwarded-for", "") if c.request else ""
+            client = wire.client_of(c.peer, forwarded, self.settings.trusted_proxies)
+            log.event("request.reject", "warning", source=source, client=client, code=status, reason=why.reason, why=why.why)
         body = json.dumps({"status": "rejected", "id": None, "reason": why.reason}).encode()
         extra += f"Retry-After: {RETRY_AFTER_S}\r\n" if status == 503 else ""
         self._answer(c, status, body, JSON, extra, close=close, head_only=head_only)
@@ -566,7 +570,7 @@ class Server(http.server.HTTPServer):
                 self.intake.flush()
                 self._watch_intake()
             for (batch, rows, _), ids in self.intake.received():
-                now = time.time()
+                now = time.time() + self.intake.ahead_s
                 for (c, delivery, _), id in zip(batch, ids, strict=True):
                     self._accepted(c, delivery, id, now)
                 if rows:
@@ -584,7 +588,7 @@ class Server(http.server.HTTPServer):
             return
         code = 200 if duplicate else 202
         self.counters[f"http:{delivery.source}:{code}"] += 1
-        self.durations.observe(delivery.source, now - delivery.received_at)
+        self.durations.observe(delivery.source, max(0.0, now - delivery.received_at))
         if c in self.connections:
             word = "duplicate" if duplicate else "accepted"
             body = b'{"status": "%s", "id": "%s", "reason": null}' % (word.encode(), id.encode())
@@ -624,7 +628,7 @@ class Server(http.server.HTTPServer):
         if waiting and not self.spooled:
             log.event("spool.begin", "warning", why="Redis is away: deliveries are kept on the local disk")
         self.spooled += len(waiting)
-        now = time.time()
+        now = time.time() + self.intake.ahead_s
         for c, delivery, _ in waiting:
             self._accepted(c, delivery, delivery.id, now)
 
@@ -693,14 +697,17 @@ class Server(http.server.HTTPServer):
         self._look_at_spool()
         if now - self.said_at >= SAY_S:
             self.said_at = now
-            self._say()
+            up_s, connections = round(now - self.started_at), len(self.connections)
+            self._say(
+                None if self.draining_since else {"pid": os.getpid(), "up_s": up_s, "connections": connections, "spooled": self.spooled}
+            )
         if not self.draining_since and now - self.started_at > FIRST_REDIS_S:
             self._listen(True)
 
-    def _say(self) -> None:
-        up_s, connections = round(time.monotonic() - self.started_at), len(self.connections)
+    def _say(self, facts: dict[str, int] | None) -> None:
+        """Tell the pages of all hosts what this process does, or that it ends."""
         try:
-            self.intake.say({"pid": os.getpid(), "up_s": up_s, "connections": connections, "spooled": self.spooled})
+            self.intake.say(facts)
             if self.intake.up:
                 self._watch_intake()
         except Away as error:
@@ -711,6 +718,7 @@ class Server(http.server.HTTPServer):
         log.event("process.drain")
         self._listen(False)  # kept open on a reload: the next of us goes on with what waits in it
         self.draining_since = now
+        self._say(None)
         for c in self.connections:
             if c.idle:
                 c.deadline = min(c.deadline, now + (DRAIN_KEPT_S if c.kept else DRAIN_NEW_S))

@@ -232,12 +232,19 @@ class Worker:
         self.mean_s, self.mean_bytes, self.spread = 0.01, 10_000.0, 1
         self.done = 0
         self.away = False
+        self.ahead_s = time.time() - time.monotonic()  # of Redis' clock, which all hosts have in common, before ours that nobody sets
         self.full = False  # of memory: it starts anew after the job that filled it
         self.beside: Beside | None = None
+
+    def clock(self) -> float:
+        """Return the time by Redis' clock, as the minder has seen it last."""
+        return time.monotonic() + self.ahead_s
 
     def run(self) -> None:
         """Lease and work until a stop is asked for; then settle what is done and give back the rest."""
         again, pause_s = True, PAUSE_S
+        with contextlib.suppress(Away):  # then the minder will find out
+            self.ahead_s = self.store.now() - time.monotonic()
         waiting = [name for name, ways in self.ways.items() if ways.waits]
         self.beside = Beside(self.settings, waiting, self.name, self._settled) if waiting else None
         while not (self.signals.asked or self.full):
@@ -289,7 +296,11 @@ class Worker:
         self.spread = max(1, len({lease.delivery.source for lease in leases}))
         with self.lock:
             self.held.update((lease.entry, lease.delivery.source) for lease in leases)
-        return leases
+        strange = sum(not lease.known for lease in leases)
+        if strange:
+            why = "a newer version wrote them: they are kept, and run by a worker of that version when this one has ended"
+            log.event("job.unknown", "error", jobs=strange, why=why)
+        return [lease for lease in leases if lease.known] if strange else leases
 
     def _work(self, leases: list[Lease]) -> None:
         """Run these jobs and those that are ready after them; what is quick is settled, and the next leased, meanwhile."""
@@ -354,7 +365,7 @@ class Worker:
 
     def _attempt(self, lease: Lease, way: Way | None) -> Settled:
         source = self.settings.sources.get(lease.delivery.source)
-        settled = attempt(lease, source, way.run if way else None, self.name, time.time, random.random)
+        settled = attempt(lease, source, way.run if way else None, self.name, self.clock, random.random)
         if str(settled.facts.get("error")).startswith("MemoryError"):
             self.full = True
             log.event("worker.full", "error", id=lease.delivery.id, why="a handler met WORKER_MEMORY; the worker starts anew")
@@ -538,6 +549,7 @@ class Minder(threading.Thread):
     def _clock_was_set(self, now: float) -> bool:
         """Tell whether Redis' clock jumped since the last look: every lease looks old then, until it is renewed."""
         was, self.ahead = self.ahead, self.store.now() - now
+        self.worker.ahead_s = self.ahead
         if was is None or abs(self.ahead - was) < CLOCK_SET_S:
             return False
         log.event("clock.set", "warning", by_s=round(self.ahead - was), then=f"no lease runs out within {LEASE_S:g} s")

@@ -9,6 +9,7 @@ Promises: load() returns a Config that can be run with, or raises Invalid with o
 
 import argparse
 import dataclasses
+import ipaddress
 import os
 import re
 import tomllib
@@ -22,6 +23,7 @@ from hookq import address, command
 from hookq.handlers import BadHandler, Spec, find_handler, kind_of
 from hookq.schemes import ALGORITHMS, ENCODINGS, PART, SCHEMES, Scheme
 from hookq.signing import Signer, keys_of
+from hookq.wire import Network
 
 VERSION: Final = "0.1.0"
 EX_USAGE, EX_GONE, EX_DECLINED, EX_UNREACHABLE, EX_SETTINGS = 2, 3, 4, 69, 78
@@ -77,6 +79,13 @@ def _host(text: str) -> str:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(_host(name.strip()).lower() for name in text.split(",") if name.strip())
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("addresses or networks with a comma between, such as 127.0.0.1, 10.0.0.0/8") from None
 
 
 def _secret(text: str) -> str:
@@ -150,6 +159,7 @@ SETTINGS: Final = (
     Setting("DASHBOARD_PORT", _whole(1, 65535), "7001", "where the dashboard and /metrics listen"),
     Setting("DASHBOARD_PASSWORD", _password, "", "HTTP Basic, user operator", secret=True),
     Setting("DASHBOARD_NAMES", _names, "", "further host names the dashboard is opened by, such as a proxy's"),
+    Setting("TRUSTED_PROXIES", _networks, "", "proxies whose X-Forwarded-For is believed; comma between"),
     Setting("REDIS_URL", _redis_url, "", "nothing: the embedded Redis", secret=True),
     Setting("DURABILITY", _durability, "fsync", "fsync: on Redis' disk before the 202; replicas:N: with N replicas, too"),
     Setting("REDIS_MAXMEMORY", _size, "1gb", "of the embedded Redis"),
@@ -198,6 +208,7 @@ class Config:
     dashboard_host: str
     dashboard_port: int
     dashboard_names: tuple[str, ...]
+    trusted_proxies: tuple[Network, ...]
     durability: int  # replicas that must have a delivery before it is answered
     redis_maxmemory: int
     ingest_processes: int

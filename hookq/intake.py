@@ -33,6 +33,8 @@ _ENTRY: Final = (
     b"$7\r\nsuspect\r\n$1\r\n0\r\n$4\r\nhead\r\n$%d\r\n%b\r\n$4\r\nbody\r\n$%d\r\n"
 )
 _ENTRY_END: Final = b"\r\n$6\r\nsecret\r\n$%d\r\n%d\r\n"
+# Clocks that differ by less are taken for one; an answer may have been on its way for as long.
+CLOCKS_AGREE_S: Final = 1.0
 # Of the limit of a command: so much of it replicas may take, so that what they say comes in time.
 REPLICAS_PART: Final = 0.9
 _MULTI, _EXEC = hiredis.pack_command(("MULTI",)), hiredis.pack_command(("EXEC",))
@@ -84,7 +86,8 @@ class Intake:
         self.name, self.host, self.replicas = name, host_of(name), replicas
         self._wait = b""  # is sent behind each batch, and asks for them
         self._ids: list[str] | None = None  # of the batch of which that is still to be answered
-        self._said: Mapping[str, Any] = {}
+        self._said: Mapping[str, Any] | None = {}
+        self.ahead_s = 0.0  # of Redis' clock before ours
         self._client = connect(url, limit_s, name)
         self._wake, self.limit_s = wake, limit_s
         self._link: Any = None
@@ -124,8 +127,9 @@ class Intake:
                 link.connect()
                 # An empty batch is refused just as a full one would be: out of memory, read-only, disk error.
                 link.send_packed_command([accept_packed([]), self._say_packed()])
-                for _ in range(4):
+                for _ in range(3):
                     link.read_response()
+                self._told(link.read_response())
                 if self.replicas:
                     self._wait = self._how_to_wait(link)
                 link._sock.setblocking(False)
@@ -154,16 +158,28 @@ class Intake:
         self._batches.append((begins + self.limit_s + len(packed) / SLOW_DISK_BYTES_S, token))
         self._send(packed)
 
-    def say(self, facts: Mapping[str, Any]) -> None:
-        """Tell the pages of all hosts that this process lives; what it said last, it says when it connects, too."""
+    def say(self, facts: Mapping[str, Any] | None) -> None:
+        """Tell the pages of all hosts that this process lives, None that it ends; when it connects, it says the last again."""
         self._said = facts
         if self.up:
             self._send(self._say_packed())
 
     def _say_packed(self) -> bytes:
         """Return here.lua as it is sent. It writes, so that replicas have something to confirm."""
-        words: tuple[Any, ...] = ("EVAL", SCRIPTS["here"][1], "1", PREFIX, self.host, self.name, json.dumps(self._said))
+        words: tuple[Any, ...] = (
+            "EVAL",
+            SCRIPTS["here"][1],
+            "1",
+            PREFIX,
+            self.host,
+            self.name,
+            json.dumps(self._said) if self._said is not None else "",
+        )
         return bytes(hiredis.pack_command(words))
+
+    def _told(self, redis_now: bytes) -> None:
+        ahead_s = float(redis_now) - time.time()
+        self.ahead_s = ahead_s if abs(ahead_s) > CLOCKS_AGREE_S else 0.0
 
     def _how_to_wait(self, link: Any) -> bytes:
         """Return what asks for replicas here: their disks where the server knows how (Redis 7.2), else their memory."""
@@ -218,7 +234,9 @@ class Intake:
                     raise redis.ResponseError(str(reply))
                 if self._ids is not None:
                     self._confirm(reply)
-                elif not isinstance(reply, list):  # OK and QUEUED, and what `say` is answered
+                elif not isinstance(reply, list):
+                    if reply not in (b"OK", b"QUEUED"):
+                        self._told(reply)
                     continue
                 else:
                     self._ids = accepted(reply)

@@ -79,11 +79,19 @@ def keys_of(scheme: Scheme, secret: bytes) -> tuple[bytes, ...]:
 
 
 def verify(
-    source: Signer, fields: Mapping[str, str], head: bytes, body: bytes, arrived_at: float, job_id: str, query: str = ""
+    source: Signer,
+    fields: Mapping[str, str],
+    head: bytes,
+    body: bytes,
+    arrived_at: float,
+    job_id: str,
+    query: str = "",
+    ahead_s: float = 0.0,
 ) -> Delivery | Rejected:
     """Return the Delivery if one of the source's secrets signed exactly these bytes, else Rejected.
 
-    `fields` are the header fields by lower-case name, each value decoded as latin-1. `arrived_at` is unix seconds.
+    `fields` are the header fields by lower-case name, each value decoded as latin-1. `arrived_at` is unix seconds by
+    our clock, which judges the sender's; the delivery is dated `ahead_s` later, by the clock that all hosts have in common.
     """
     scheme, id_header, event_header = source.scheme, source.id_header, source.event_header
     if scheme.or_else and source.header not in fields and scheme.or_else.header.lower() in fields:
@@ -110,7 +118,7 @@ def verify(
         return Rejected("malformed", f"the delivery id or the event type is over {MAX_DELIVERY_ID} characters")
     if source.dedupe == "body":
         delivery_id = hashlib.sha256(body).hexdigest()
-    return Delivery(job_id, source.name, delivery_id, event_type, arrived_at, head, body, secret=secret)
+    return Delivery(job_id, source.name, delivery_id, event_type, arrived_at + ahead_s, head, body, secret=secret)
 
 
 def sign(source: Signer, body: bytes, now: float, delivery_id: str, event_type: str) -> dict[str, str]:

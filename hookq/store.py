@@ -20,6 +20,7 @@ from hookq.keys import PREFIX, SCRIPTS, key
 from hookq.link import Away, connect, reaching
 
 GROUP: Final = "workers"
+FORMAT: Final = b"1"  # of jobs, as in lua/prelude.lua: a field more at the end is still this one
 BATCH_KEPT_S: Final = 86_400
 # How much earlier than a job id says its entries and events may be dated: ids have the clock of their host.
 CLOCKS_APART_S: Final = 120.0
@@ -42,6 +43,7 @@ class Lease(NamedTuple):
     delivery: Delivery
     deaths: int
     suspect: bool
+    known: bool = True  # its format is; else the delivery is empty, and it is not to be settled
 
     @property
     def ready_at(self) -> float:
@@ -697,6 +699,8 @@ def _leases(found: Any) -> list[Lease]:
 
 
 def _lease(source: str, entry: bytes, values: Sequence[bytes]) -> Lease:
+    if values[1] != FORMAT:
+        return Lease(entry, Delivery("", source, "", "", 0.0, b"", b""), 0, False, False)
     found = dict(zip(values[::2], values[1::2], strict=True))
     return Lease(entry, _delivery(source, found), int(found[b"deaths"]), found[b"suspect"] == b"1")
 

@@ -527,3 +527,49 @@ def test_note_of_another_server_or_time_makes_nobody_gone(store, field, value):
     assert store.gone({"dead-1"}) == set()
     assert float(store.redis.hget(key("missing"), "dead-1")) > 1
     assert store.gone({"dead-1"}) == set()  # nor in the first second of this one
+
+
+# ---------------- formats of jobs: old and new processes work side by side on one Redis
+
+
+def added(store, job, version=b"1", *more):
+    """Add an entry as another version of webhookd would; return its id."""
+    facts = ("id", job.id), ("delivery_id", job.delivery_id), ("event_type", "push"), ("received_at", job.received_at)
+    facts += ("attempt", 0), ("deaths", 0), ("suspect", 0), ("head", job.head), ("body", job.body)
+    store.redis.sadd(key("sources"), "github")
+    store.redis.hincrby(key("ledger"), "accepted", 1)
+    return store.redis.xadd(key("ready", "github"), dict([("v", version), *facts, *more]))
+
+
+def test_jobs_of_the_previous_format_go_through_every_move(store):
+    jobs = [delivery(body=b"%d" % n) for n in range(4)]
+    for job in jobs:
+        added(store, job)  # without its secret's place, as before
+    leases = store.lease(["github"], 4, 100)
+    assert [lease.delivery for lease in leases] == jobs
+    ends = [
+        Settled(leases[0], "done"),
+        Settled(leases[1], "retry", {"attempt": 1}),
+        Settled(leases[2], "dead", {"attempt": 1}, reason="gave_up"),
+    ]
+    assert store.settle([*ends, Settled(leases[3], "ready")]) == [True] * 4
+    assert store.promote() == [("github", jobs[1].id)] and store.redrive([jobs[2].id], act()) == [jobs[2].id]
+    again = {lease.delivery.id: lease.delivery for lease in store.lease(["github"], 4, 100)}
+    assert again == {job.id: job._replace(attempt=int(job is jobs[1])) for job in jobs[1:]}
+    assert store.reclaim("w1")[0][2] == "ready" and store.audit()["gap"] == 0
+
+
+def test_job_of_a_newer_format_is_neither_run_nor_changed_nor_lost(store, other):
+    job = delivery()
+    entry = added(store, job, b"2", ("colour", "red"))
+    before = store.redis.xrange(key("ready", "github"))
+    (lease,) = store.lease(["github"], 4, 100)
+    assert not lease.known and lease.entry == entry
+    assert other.reclaim("w1") == [] and other.reclaim("w1", idle_s=0.001) == []
+    assert store.redis.xrange(key("ready", "github")) == before
+    assert store.audit()["leased"] == 1 and store.audit()["gap"] == 0 and store.orphans() == []
+    store.redis.hset(key("job", "parked"), mapping={"v": 2, "id": "parked", "source": "github"})
+    for name in ("retry", "dead"):
+        store.redis.zadd(key(name), {"parked": 1})
+    assert store.promote() == [] and store.redrive(["parked"], act()) == [] and store.redis.hget(key("job", "parked"), "v") == b"2"
+    store.redis.delete(key("job", "parked"), key("retry"), key("dead"))

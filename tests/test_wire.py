@@ -1,5 +1,7 @@
 """Heads of requests: what is valid is read as RFC 9112 says, what is not is refused. Fed whole and byte by byte."""
 
+import ipaddress
+
 import pytest
 
 from hookq import wire
@@ -196,3 +198,24 @@ def test_reply_carries_its_length_and_says_when_it_is_the_last():
 
 def test_quoted_text_cannot_end_a_header_line():
     assert wire.quoted("a\r\nX: b&c") == "a%0D%0AX%3A%20b%26c"
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("203.0.113.9", "", "203.0.113.9"),
+        ("203.0.113.9", "198.51.100.1", "203.0.113.9"),  # not of a proxy of ours: anybody can write that
+        ("10.0.0.2", "198.51.100.1", "198.51.100.1"),
+        ("10.0.0.2", "192.0.2.66, 198.51.100.1", "198.51.100.1"),
+        ("10.0.0.2", "192.0.2.66, 198.51.100.1, 10.0.0.3", "198.51.100.1"),
+        ("10.0.0.2", "10.0.0.4, 10.0.0.3", "10.0.0.4"),
+        ("10.0.0.2", "", "10.0.0.2"),
+        ("10.0.0.2", "198.51.100.1, nonsense", "10.0.0.2"),
+        ("10.0.0.2", "2001:db8::1", "2001:db8::1"),
+        ("", "198.51.100.1", ""),
+    ],
+)
+def test_client_is_whom_the_last_trusted_proxy_names(peer, forwarded, client):
+    trusted = [ipaddress.ip_network("10.0.0.0/8")]
+    assert wire.client_of(peer, forwarded, trusted) == client
+    assert wire.client_of(peer, forwarded, []) == peer

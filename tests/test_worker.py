@@ -13,6 +13,7 @@ from hookq import GiveUp, Retry, config, process
 from hookq.config import Source
 from hookq.handlers import NotJson, in_process
 from hookq.job import MAX_DEATHS
+from hookq.keys import key
 from hookq.schemes import SCHEMES
 from hookq.signing import Signer
 from hookq.store import Lease, Settled, Store
@@ -469,6 +470,17 @@ def test_worker_whose_memory_is_gone_starts_anew_wherever_the_job_ran(waits, sto
     made.run()  # it ends by itself, after the job is settled
     assert store.audit()["retry"] == 1 and made.full
     made.store.close()
+
+
+def test_worker_tells_of_jobs_that_only_a_newer_version_knows_and_runs_the_others(store, work):
+    store.redis.xadd(key("ready", "github"), {"v": 2, "of": "the future"})
+    store.redis.sadd(key("sources"), "github")
+    accepted(store)
+    program = work()
+    assert program.saw("job.unknown")[0]["jobs"] == 1
+    until(lambda: store.audit()["done"] == 1)
+    assert program.end() == 0 and "Traceback" not in program.text
+    assert store.audit()["leased"] == 1
 
 
 def test_worker_does_its_duties_while_memory_is_full(small_redis, work):

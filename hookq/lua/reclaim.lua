@@ -16,12 +16,13 @@ for _, source in ipairs(redis.call('SMEMBERS', P .. 'sources')) do
   end
 end
 if hand == '?' and total == 1 and held[1] then hand = held[1][2] end
-local moved = {}
+local moved, left = {}, 0
 for _, lease in ipairs(held) do
   local source, entry = lease[1], lease[2]
   local values = entry_values(source, entry)
-  redis.call('XACK', ready(source), 'workers', entry)
-  if values then
+  local known = not values or values[1] == FORMAT
+  if known then redis.call('XACK', ready(source), 'workers', entry) else left = left + 1 end
+  if values and known then
     local deaths = tonumber(values[DEATHS]) or 0
     if hand == entry then
       deaths = deaths + 1
@@ -44,7 +45,7 @@ for _, lease in ipairs(held) do
   end
 end
 -- Its leases would go with it: whoever had more than one look sees waits for the next.
-if ARGV[4] == '1' and total == #held and total < 10000 then
+if ARGV[4] == '1' and total == #held and left == 0 and total < 10000 then
   for _, source in ipairs(redis.call('SMEMBERS', P .. 'sources')) do
     redis.pcall('XGROUP', 'DELCONSUMER', ready(source), 'workers', consumer)
   end
