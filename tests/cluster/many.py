@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from conftest import SECRET, Program, free_port, signed, until
@@ -44,7 +44,7 @@ class Node:
         self.folder, self.port = Path(tempfile.mkdtemp(prefix="hn")), port or free_port()
         (self.folder / "conf").write_text(config)
         where = [str(self.folder / "conf"), "--port", str(self.port), "--dir", str(self.folder)]
-        self.command, self.process = [*prefix, program, *where, *options], None
+        self.prefix, self.command, self.process = prefix, [*prefix, program, *where, *options], None
 
     def start(self):
         if self.process:
@@ -55,7 +55,7 @@ class Node:
 
     def says(self, *command):
         """Return what it answers, as text; None when it does not."""
-        done = subprocess.run(["redis-cli", "-p", str(self.port), *command], capture_output=True, text=True, timeout=20)
+        done = subprocess.run([*self.prefix, "redis-cli", "-p", str(self.port), *command], capture_output=True, text=True, timeout=20)
         return None if done.returncode or "Could not connect" in done.stderr + done.stdout else done.stdout.strip()
 
     def signal(self, number):
@@ -91,14 +91,18 @@ def nodes():
 class Host:
     """A machine: its own STATE_DIR, ingestion and worker, and a handler that notes what it ran."""
 
-    def __init__(self, url, *, prefix=(), handler=HANDLER, **settings):
+    def __init__(self, url, *, prefix=(), handler=HANDLER, names=("webhookd.py", "worker.py"), inside=nullcontext, **settings):
+        self.names, self.inside = names, inside  # `inside` is entered by who connects to it
         self.folder, self.port, self.prefix = Path(tempfile.mkdtemp(prefix="hh")), free_port(), list(prefix)
         (self.folder / "h.py").write_text(handler)
         (self.folder / "w.toml").write_text(TOML)
         self.env = {"WEBHOOK_SECRET": SECRET, "DASHBOARD_PASSWORD": "a-password", "REDIS_URL": url, "PORT": str(self.port)}
         self.env["DASHBOARD_PORT"] = str(free_port())
         self.env |= {"STATE_DIR": f"{self.folder}/v", "WEBHOOKS_FILE": f"{self.folder}/w.toml", **settings}
-        self.programs = [self.run("webhookd.py"), self.run("worker.py")]
+        self.start()
+
+    def start(self):
+        self.programs = [self.run(name) for name in self.names]
 
     def run(self, name, *args):
         return Program(self.folder, name, *args, env=self.env, prefix=self.prefix)
@@ -113,18 +117,24 @@ class Host:
             return spool.size()[0]
 
     def ready(self):
-        with suppress(OSError, http.client.HTTPException), closing(self.connection(2)) as connection:
+        with suppress(OSError, http.client.HTTPException), closing(self.connection(5)) as connection:
             connection.request("GET", "/readyz")
             return connection.getresponse().status == 200
 
-    def connection(self, limit_s):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=limit_s)
+    def connection(self, limit_s, port=None):
+        made = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=limit_s)
+        with self.inside():
+            made.connect()
+        return made
 
-    def remove(self):
+    def kill(self):
         for program in self.programs:
             if program.process.poll() is None:
                 program.process.kill()
                 program.process.wait()
+
+    def remove(self):
+        self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -175,13 +185,13 @@ class Load:
 
     def _post(self, n, host):
         body, began = json.dumps({"n": n}).encode(), time.monotonic()
-        with closing(host.connection(10)) as connection:
-            try:
-                headers = {"Content-Type": "application/json", **signed(body, delivery_id=f"many-{n}")}
+        headers = {"Content-Type": "application/json", **signed(body, delivery_id=f"many-{n}")}
+        try:
+            with closing(host.connection(10)) as connection:
                 connection.request("POST", "/api/webhooks/github", body, headers)
                 code = str(connection.getresponse().status)
-            except (OSError, http.client.HTTPException) as error:
-                code = type(error).__name__
+        except (OSError, http.client.HTTPException) as error:
+            code = type(error).__name__
         with self.lock:
             self.codes[code] += 1
             self.longest_s = max(self.longest_s, time.monotonic() - began)

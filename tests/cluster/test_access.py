@@ -1,7 +1,6 @@
 """How Redis is reached: TLS with certificates made on the spot, and a user that may do no more than what is needed."""
 
 import base64
-import http.client
 import re
 import subprocess
 from contextlib import closing
@@ -144,14 +143,10 @@ def test_user_of_ops_may_do_all_that_is_needed(limited):
         until(lambda: "1 of 1 dead letter" in dlqctl("--view"), 20)
         dlqctl("--audit")
         for path in ("/dashboard", "/dashboard/dead", f"/dashboard/deliveries/{id}", "/metrics"):
-            assert fetched(one, path) == 200
+            with closing(one.connection(10, int(one.env["DASHBOARD_PORT"]))) as connection:
+                connection.request("GET", path, headers={"Authorization": "Basic " + base64.b64encode(b"operator:a-password").decode()})
+                assert connection.getresponse().status == 200
     assert server.says("acl", "log") == ""
-
-
-def fetched(one, path):
-    with closing(http.client.HTTPConnection("127.0.0.1", int(one.env["DASHBOARD_PORT"]), timeout=10)) as connection:
-        connection.request("GET", path, headers={"Authorization": "Basic " + base64.b64encode(b"operator:a-password").decode()})
-        return connection.getresponse().status
 
 
 def test_user_of_ops_may_do_nothing_that_nothing_uses():
