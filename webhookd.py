@@ -57,6 +57,8 @@ SAY_S = 2.0  # between two heartbeats
 SWEEP_S = 0.5  # how often deadlines are looked at
 RETRY_AFTER_S = 5
 REFUSALS_PER_S = 20  # log lines; the counters are exact
+LEAVE_S = 5.0  # before a stop: so long a balancer that asks for /readyz has to notice, while its requests are still taken
+ASKED_S, SETTLED_S = 30.0, 10.0  # it has asked lately; what asked at the very start was `make run`
 DRAIN_NEW_S, DRAIN_KEPT_S, DRAIN_S = 2.0, 0.3, 10.0
 FIRST_REDIS_S = 1.0  # at the start, before connections are taken whose deliveries can only go to the spool
 FOREVER = float("inf")
@@ -133,7 +135,8 @@ class Server(http.server.HTTPServer):
         self.counters: Counter[str] = Counter()
         self.durations = Durations("http")
         self.held = self.lingering = 0
-        self.draining_since = self.started_at = 0.0
+        self.draining_since = self.started_at = self.leaving_since = 0.0
+        self.asked_at = float("-inf")  # for /readyz
         self.accepting = self.checking = self.reload = self.crowded = False
         self.flushes: deque[tuple[str, Counter[str]]] = deque()
         self.more: dict[Connection, None] = {}  # with requests left over from the last turn
@@ -179,13 +182,22 @@ class Server(http.server.HTTPServer):
             if now - swept >= SWEEP_S or self.draining_since:
                 swept = now
                 self._sweep(now)
-            if signals.reload and not (self.checking or self.reload):
-                self.checking = True
-                process.in_background(self._check_reload, signals)
-            if (signals.stop or self.reload) and not self.draining_since:
-                self._drain(now)
-            if signals.stop and self.socket.fileno() >= 0:
-                self._stop_listening()
+            self._obey(signals, now)
+
+    def _obey(self, signals: process.Signals, now: float) -> None:
+        """Start anew in place, or stop: /readyz goes bad first, then nobody new is taken in, then what is here is finished."""
+        if signals.reload and not (self.checking or self.reload):
+            self.checking = True
+            process.in_background(self._check_reload, signals)
+        if signals.stop and not self.leaving_since:
+            self.leaving_since = now
+            log.event("process.leave")
+        watched = self.asked_at > self.leaving_since - ASKED_S
+        stop = signals.stop and not (watched and now - self.leaving_since < LEAVE_S)
+        if (stop or self.reload) and not self.draining_since:
+            self._drain(now)
+        if stop and self.socket.fileno() >= 0:
+            self._stop_listening()
 
     def _check_reload(self, signals: process.Signals) -> None:
         """Tell the loop to drain and start anew, if the settings of now allow it; in a thread, since that takes a while."""
@@ -378,7 +390,9 @@ class Server(http.server.HTTPServer):
         return ""
 
     def _answer_page(self, c: Connection, request: Request) -> None:
-        pages = {"/": (200, b"webhookd is running.\n"), "/livez": (200, b"ok\n"), "/readyz": self._readiness()}
+        pages = {"/": (200, b"webhookd is running.\n"), "/livez": (200, b"ok\n")}
+        if request.path == "/readyz":
+            pages["/readyz"] = self._readiness()
         status, text = pages.get(request.path, (404, b"There is nothing here.\n"))
         extra = ""
         if status != 404 and request.method not in ("GET", "HEAD"):
@@ -388,7 +402,10 @@ class Server(http.server.HTTPServer):
         self._answer(c, status, text, TEXT, extra, close=close, head_only=request.method == "HEAD")
 
     def _readiness(self) -> tuple[int, bytes]:
-        if self.draining_since:
+        now = time.monotonic()
+        if now - self.started_at > SETTLED_S:
+            self.asked_at = now
+        if self.leaving_since or self.draining_since:
             return 503, b"draining\n"
         if self.intake.up:
             return 200, b"ok\n"

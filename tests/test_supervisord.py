@@ -1,7 +1,12 @@
 """supervisord.conf: what it must say, and that each line that is not a default has its reason above it."""
 
 import configparser
+import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "supervisord.conf").read_text()
@@ -61,3 +66,14 @@ def test_every_unusual_line_has_its_reason():
                 or key in TEXT.split("[program:redis]")[0]
             )
             assert told, line
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+def test_unit_of_systemd_is_as_systemd_wants_it(tmp_path):
+    unit = tmp_path / "webhookd.service"
+    text = (ROOT / "ops/webhookd.service").read_text().replace("/opt/webhookd", str(ROOT))
+    unit.write_text(text)
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    stop_s = sum(int(CONF[name]["stopwaitsecs"]) for name in PROGRAMS if CONF[name]["stopwaitsecs"].isdigit())
+    assert int(re.search(r"TimeoutStopSec=(\d+)", text)[1]) >= stop_s + 40  # one group after the other, and a worker its 30 s and 10

@@ -9,6 +9,7 @@ import signal
 import ssl
 import subprocess
 import threading
+import time
 from collections import Counter
 from contextlib import closing
 
@@ -123,4 +124,29 @@ def test_operator_reads_and_acts_through_the_proxy(stack):
         assert page("POST", "/dashboard/retry", f"token={token}&id=nosuch", **form)[0] == 303
         assert page("GET", "/dashboard", Authorization="Basic b3BlcmF0b3I6d3Jvbmc=")[0] == 401
     assert host.programs[2].saw("login.reject")[0]["client"] == "127.0.0.2"
-    assert "server_name hooks.example.com" in (ROOT / "ops/nginx.conf").read_text()
+
+
+def test_process_that_stops_says_so_to_its_balancer_before_it_takes_nobody_any_more(stack):
+    host, _ = stack
+    program, codes, asked, began = host.programs[0], Counter(), [], time.monotonic()
+
+    def ready():
+        asked.append((time.monotonic() - began, host.ready()))
+        return asked[-1][1]
+
+    def post(n):
+        body = json.dumps({"n": n}).encode()
+        with closing(host.connection(10)) as connection:
+            connection.request("POST", "/api/webhooks/github", body, signed(body))
+            codes[connection.getresponse().status] += 1
+
+    until(lambda: ready() and asked[-1][0] > 11, 20, "a balancer has asked for a while")
+    program.process.send_signal(signal.SIGTERM)
+    for n in range(10_000):  # as long as it says that it is ready, and for the second that a balancer takes to ask again
+        if n % 10 == 0 and not ready():
+            break
+        post(n)
+    for n in range(20):
+        post(n)
+    assert set(codes) == {202} and not asked[-1][1] and program.process.poll() is None
+    assert program.process.wait(15) == 0
