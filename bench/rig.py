@@ -133,7 +133,8 @@ def _end(started: "subprocess.Popen[bytes]") -> None:
 class Redis:
     """A redis-server of the run's own: appendonly yes, appendfsync always, a unix socket. The same for all."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
+        self.options = options
         self.folder = Path(tempfile.mkdtemp(prefix="hb"))  # a short path: unix sockets end at 107 bytes
         self.path = f"{self.folder}/r.sock"
         self.url, self.log = f"unix://{self.path}", self.folder / "log"
@@ -145,7 +146,7 @@ class Redis:
         fixed = ["--port", "0", "--unixsocket", self.path, "--dir", str(self.folder), "--save", ""]
         # No rewriting of the file meanwhile: it would fall on some runs and not on others.
         durable = ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"]
-        self.process = subprocess.Popen(["redis-server", *fixed, *durable], stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(["redis-server", *fixed, *durable, *self.options], stdout=subprocess.DEVNULL)
         wait(self._answers)
         self.reset_count()
         self.body.write_bytes(load.body())
