@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT, accepted, dead_ids, free_port, until
 
 from hookq import dlq
+from hookq.keys import key
 from hookq.schemes import SCHEMES
 from hookq.store import Settled
 
@@ -289,6 +290,16 @@ def test_without_supervisord_heartbeats_are_shown_and_it_says_so(page, store):
     store.beat({"at": time.time(), "up_s": 5, "pid": 4242, "done": 0, "job": None})
     text = page.ask()[1]
     assert "supervisord does not answer" in text and "4242" in text and "heartbeat" in text
+
+
+def test_hosts_that_are_silent_or_use_their_spool_are_named_and_their_processes_shown(page, store):
+    for name, ago_s, spooled in (("quiet<b>", 30, 1204), ("busy", -100, 7), ("fine", -100, 0)):
+        facts = json.dumps({"pid": 77, "up_s": 3600, "connections": 3, "spooled": spooled})
+        store.redis.hset(key("ingestion"), f"ingest-{name}-77-a", f"{store.now() - ago_s}\n{name}\n{facts}")
+    text = page.ask()[1]
+    assert "Ingestion on quiet&lt;b&gt; was last heard of 30 s ago, with 1,204 deliveries in its spool." in text
+    assert "The spool of busy has 7 deliveries." in text and "The spool of fine" not in text
+    assert "silent for 30 s" in text and text.count("3 connections, ") == 3
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import hiredis
 import pytest
 from conftest import accepted, act, dead, dead_ids, delivery, until
 
@@ -423,6 +424,46 @@ def test_intake_goes_on_when_redis_has_forgotten_its_scripts(intake, store):
     store.redis.script_flush()
     intake.submit([(made := delivery(), WEEK)], None, "kept")
     assert answers(intake, 1) == [("kept", [made.id])] and store.audit()["gap"] == 0
+
+
+def test_intake_is_not_up_as_long_as_the_replicas_that_are_asked_for_are_missing(redis_server):
+    woken = []
+    made = Intake(redis_server.url, "ingest-a-1-x", lambda: woken.append(1), limit_s=0.2, replicas=1)
+    made.start()
+    until(lambda: woken)
+    assert not made.adopt() and "0 replicas have it in memory in time, and DURABILITY asks for 1" in made.why
+
+
+@pytest.mark.parametrize("reply", [1, [0, 1]], ids=["WAIT", "WAITAOF"])
+def test_batch_counts_when_as_many_replicas_confirm_as_are_asked_for(intake, store, reply):
+    batches = [[(delivery(), WEEK)] for _ in range(2)]
+    text = "return 1" if reply == 1 else "return {0, 1}"
+    intake.replicas, intake._wait = 1, hiredis.pack_command(("EVAL", text, "0"))
+    for name, batch in enumerate(batches):
+        intake.submit(batch, None, name)
+        intake.say({"pid": name})
+    assert answers(intake, 2) == [(n, [d.id for d, _ in batch]) for n, batch in enumerate(batches)]
+    intake.replicas = 2
+    intake.submit([(delivery(), WEEK)], None, "not confirmed")
+    with pytest.raises(Away, match="DURABILITY asks for 2"):
+        answers(intake, 1)
+    assert intake.failed("") == ["not confirmed"]
+
+
+def test_ingestion_of_a_host_that_is_silent_is_remembered_and_of_one_that_is_heard_only_who_lives(store, redis_server):
+    old = {"ingest-a-1-x": ("a", 60), "ingest-b-2-y": ("b", 60), "ingest-c-3-z": ("c", 100_000)}
+    for name, (host, ago_s) in old.items():
+        store.redis.hset(key("ingestion"), name, f"{store.now() - ago_s}\n{host}\n{{}}")
+    woken = []
+    one = Intake(redis_server.url, "ingest-a-4-w", lambda: woken.append(1))
+    one.start()
+    until(lambda: woken and one.adopt())
+    one.say({"spooled": 3})
+    until(lambda: store.ingestion().get("ingest-a-4-w", {}).get("spooled") == 3)
+    assert set(store.ingestion()) == {"ingest-a-4-w", "ingest-b-2-y"} and store.ingestion()["ingest-b-2-y"]["host"] == "b"
+    one.say(None)
+    until(lambda: set(store.ingestion()) == {"ingest-b-2-y"})
+    one.failed("the test is over")
 
 
 def test_intake_whose_entry_cannot_be_made_claims_nothing_and_gives_its_tokens_back_R6(intake, store):

@@ -112,6 +112,7 @@ def limited():
         until(lambda: server.says("ping") == "PONG")
         _, name, *rules = (ROOT / "ops/users.acl").read_text().split()
         assert server.says("acl", "setuser", name, *(rule.replace("CHANGE-ME", PASSWORD) for rule in rules)) == "OK"
+        server.says("acl", "setuser", name, "+client|setinfo", "+waitaof")  # from 7.2 on, as docs/scaling.md says
         yield server, f"redis://{name}:{PASSWORD}@127.0.0.1:{server.port}"
 
 
