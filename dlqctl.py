@@ -97,7 +97,9 @@ def limit(text: str) -> int:
 
 def open_url(text: str) -> str:
     if "@" in text or "password" in text:  # any user of the machine can read a command line
-        raise argparse.ArgumentTypeError("a URL with a password belongs into REDIS_URL or REDIS_URL_FILE, not on the command line")
+        raise argparse.ArgumentTypeError(
+            "a URL with a user or a password belongs into REDIS_URL or REDIS_URL_FILE, not on the command line"
+        )
     try:
         if text:
             address.parse(text)

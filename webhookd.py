@@ -75,6 +75,7 @@ class Connection:
         "close",
         "deadline",
         "ended",
+        "forwarded",
         "held",
         "kept",
         "lingering",
@@ -92,6 +93,7 @@ class Connection:
     def __init__(self, sock: socket.socket, peer: str, now: float) -> None:
         self.sock, self.peer = sock, peer
         self.buffer: bytes | bytearray = b""
+        self.forwarded = ""  # X-Forwarded-For of the last request
         self.out = b""
         self.request: Request | None = None
         self.where = 0  # of the body in the buffer
@@ -340,6 +342,7 @@ class Server(http.server.HTTPServer):
         if end < 0:
             return False
         request = wire.parse_head(bytes(c.buffer[:end]))
+        c.forwarded = request.fields.get("x-forwarded-for", "")
         source = self._source_of(c, request)
         if not source:
             c.buffer = c.buffer[end:]
@@ -409,7 +412,11 @@ class Server(http.server.HTTPServer):
             return 503, b"draining\n"
         if self.intake.up:
             return 200, b"ok\n"
-        return (503, f"Redis is away. {self.spool_why}\n".encode()) if self.spool_why else (200, b"Redis is away; the spool takes all\n")
+        return (
+            (503, f"Redis is away. {self.spool_why}\n".encode())
+            if self.spool_why
+            else (200, b"Redis takes nothing now; the spool takes all\n")
+        )
 
     def _body(self, c: Connection, request: Request) -> bool:
         """Verify the request once its body is complete."""
@@ -446,8 +453,7 @@ class Server(http.server.HTTPServer):
         lines = self.refusals[1] + 1 if self.refusals[0] == second else 1
         self.refusals = (second, lines)
         if lines <= REFUSALS_PER_S:
-            forwarded = c.request.fields.get("x-forwarded-for", "") if c.request else ""
-            client = wire.client_of(c.peer, forwarded, self.settings.trusted_proxies)
+            client = wire.client_of(c.peer, c.forwarded, self.settings.trusted_proxies)
             log.event("request.reject", "warning", source=source, client=client, code=status, reason=why.reason, why=why.why)
         body = json.dumps({"status": "rejected", "id": None, "reason": why.reason}).encode()
         extra += f"Retry-After: {RETRY_AFTER_S}\r\n" if status == 503 else ""
@@ -716,7 +722,9 @@ class Server(http.server.HTTPServer):
             self.said_at = now
             up_s, connections = round(now - self.started_at), len(self.connections)
             self._say(
-                None if self.draining_since else {"pid": os.getpid(), "up_s": up_s, "connections": connections, "spooled": self.spooled}
+                None
+                if self.draining_since and not self.spooled
+                else {"pid": os.getpid(), "up_s": up_s, "connections": connections, "spooled": self.spooled}
             )
         if not self.draining_since and now - self.started_at > FIRST_REDIS_S:
             self._listen(True)
@@ -735,7 +743,8 @@ class Server(http.server.HTTPServer):
         log.event("process.drain")
         self._listen(False)  # kept open on a reload: the next of us goes on with what waits in it
         self.draining_since = now
-        self._say(None)
+        if not self.spooled:  # else the pages are to know what is left here
+            self._say(None)
         for c in self.connections:
             if c.idle:
                 c.deadline = min(c.deadline, now + (DRAIN_KEPT_S if c.kept else DRAIN_NEW_S))

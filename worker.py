@@ -277,7 +277,7 @@ class Worker:
 
     def _lease(self, again: bool) -> list[Lease]:
         if not self.beside:
-            return self._took(self.store.lease(self.sources, self._count(), BLOCK_MS, again=again))
+            return self._took(self.store.lease(self.sources, self._count() + (len(self.held) if again else 0), BLOCK_MS, again=again))
         self.beside.freed.clear()
         free = {name: self.beside.free(name) for name in self.sources if name in self.ways and self.ways[name].waits}
         sources = {name for name in self.sources if free.get(name, 1) > 0}
@@ -287,7 +287,7 @@ class Worker:
         count = min([self._count(), *(places for places in free.values() if places > 0)])
         block_ms = int(1000 * FULL_S) if len(sources) < len(self.sources) else BLOCK_MS
         known = set(self.beside.leases)  # before it is asked: what is settled meanwhile is not to run again
-        count += len(known) if again else 0  # of what is held already, those come first
+        count += len(self.held) if again else 0  # of what is held already, those come first
         leases = self.store.lease(sources, count, block_ms, again=again)
         return self._took([lease for lease in leases if lease.entry not in known])
 

@@ -44,7 +44,8 @@ def parse(text: str) -> Address:
         scheme, _, kind = url.scheme.partition("+")
         user, at, hosts = url.netloc.rpartition("@")
         found = tuple(_host(host, kind) for host in hosts.split(",")) if scheme != "unix" else ()
-        options = {name: values[0] for name, values in parse_qs(url.query, strict_parsing=bool(url.query)).items()}
+        query = url.query.replace("+", "%2B")  # of a password, and no space
+        options = {name: values[0] for name, values in parse_qs(query, strict_parsing=bool(query)).items()}
     except (ValueError, KeyError):  # a message of its own may have a part of the password in it
         raise ValueError(f"{RIGHT}; / # ? and @ in a password must be percent-encoded") from None
     known = OPTIONS[kind]
@@ -52,16 +53,22 @@ def parse(text: str) -> Address:
         raise ValueError(RIGHT)
     if set(options) - known:
         raise ValueError(f"{RIGHT}, with no options but {', '.join(sorted(known))}")
+    if TLS & set(options) and scheme != "rediss":
+        raise ValueError("a URL that begins with rediss, when it has options for TLS")
+    if not options.get("db", "0").isdecimal():
+        raise ValueError("a URL whose db is a number")
     if not kind:
         if len(found) > 1:
             raise ValueError("one host, or redis+sentinel:// or redis+cluster:// before several")
+        if found and not (url.path.strip("/") or "0").isdecimal():
+            raise ValueError("a URL that ends with the number of a database, or with its port")
         return Address("", found, "", text)
     service = url.path.strip("/")
     if (kind == "sentinel") != bool(service) or "/" in service:
         raise ValueError("redis+sentinel://host:26379,host:26379/name-of-the-primary, or redis+cluster://host:6379,host:6379")
     host, port = found[0]
-    query = urlencode({name: value for name, value in options.items() if name not in SENTINEL})
-    one = f"{scheme}://{user}{at}{f'[{host}]' if ':' in host else host}:{port}{'?' if query else ''}{query}"
+    shown = urlencode({name: value for name, value in options.items() if name not in SENTINEL})
+    one = f"{scheme}://{user}{at}{f'[{host}]' if ':' in host else host}:{port}{'?' if shown else ''}{shown}"
     return Address(kind, found, service, one, {name: options[name] for name in SENTINEL & set(options)})
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from hookq import address, command
 from hookq.handlers import BadHandler, Spec, find_handler, kind_of
@@ -112,6 +112,9 @@ def _is_url(value: Any) -> bool:
 def _redis_url(text: str) -> str:
     if text:
         address.parse(text)
+        for name, value in parse_qsl(urlsplit(text).query):
+            if name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile") and not os.access(value, os.R_OK):
+                raise ValueError(f"a URL whose {name} can be read; {value} cannot")
     return text
 
 
@@ -163,7 +166,7 @@ SETTINGS: Final = (
     Setting("REDIS_URL", _redis_url, "", "nothing: the embedded Redis", secret=True),
     Setting("DURABILITY", _durability, "fsync", "fsync: on Redis' disk before the 202; replicas:N: with N replicas, too"),
     Setting("REDIS_MAXMEMORY", _size, "1gb", "of the embedded Redis"),
-    Setting("INGEST_PROCESSES", _whole(1, 64), "2", "ingestion processes"),
+    Setting("INGEST_PROCESSES", _whole(0, 64), "2", "ingestion processes"),
     Setting("WORKERS", _whole(0, 256), "2", "worker processes"),
     # GitHub sends up to 25 MB (docs.github.com, "Webhook events and payloads"); nobody known sends more.
     # A handler that eats memory gets MemoryError here, and its worker starts anew; without a limit the kernel kills somebody.
@@ -499,7 +502,7 @@ def _handler(given: Any, base: Path, say: str, problems: list[str]) -> Spec:
         if kind_of(spec) == "python":
             find_handler(str(spec), base)
         elif kind_of(spec) == "http" and (not _is_url(spec) or urlsplit(str(spec)).username is not None):
-            raise BadHandler("it must be a whole URL, without user and password: the target knows us by the signature.")
+            raise BadHandler("it must be a whole http(s) URL, without user and password: the target knows us by the signature.")
         elif kind_of(spec) == "command" and not command.found(spec[0], base):
             raise BadHandler(f"{spec[0]} is not there, or not executable.")
     except BadHandler as error:

@@ -97,7 +97,7 @@ def kind_of(spec: Spec) -> str:
     """Return python, http, command, ignore, or parse where none is named."""
     if isinstance(spec, tuple):
         return "command"
-    if spec.startswith(("http://", "https://")):
+    if "://" in spec:
         return "http"
     return spec if spec == "ignore" else "python" if spec else "parse"
 

@@ -9,6 +9,7 @@ sender that repeats one is answered as a duplicate (R6).
 
 import contextlib
 import json
+import os
 import select
 import ssl
 import threading
@@ -86,7 +87,8 @@ class Intake:
         self.name, self.host, self.replicas = name, host_of(name), replicas
         self._wait = b""  # is sent behind each batch, and asks for them
         self._ids: list[str] | None = None  # of the batch of which that is still to be answered
-        self._said: Mapping[str, Any] | None = {}
+        self._said: Mapping[str, Any] | None = {"pid": os.getpid(), "up_s": 0, "connections": 0, "spooled": 0}
+        self._hears_by = float("inf")  # until when an answer to the last `say` must be here
         self.ahead_s = 0.0  # of Redis' clock before ours
         self._client = connect(url, limit_s, name)
         self._wake, self.limit_s = wake, limit_s
@@ -161,7 +163,9 @@ class Intake:
     def say(self, facts: Mapping[str, Any] | None) -> None:
         """Tell the pages of all hosts that this process lives, None that it ends; when it connects, it says the last again."""
         self._said = facts
-        if self.up:
+        if self.up and not self._out and self._hears_by == float("inf"):  # one at a time: who does not hear it, is not told more
+            # Behind what is under way, and what that waits for.
+            self._hears_by = max([time.monotonic(), *(deadline for deadline, _ in self._batches)]) + self.limit_s
             self._send(self._say_packed())
 
     def _say_packed(self) -> bytes:
@@ -178,6 +182,7 @@ class Intake:
         return bytes(hiredis.pack_command(words))
 
     def _told(self, redis_now: bytes) -> None:
+        self._hears_by = float("inf")
         ahead_s = float(redis_now) - time.time()
         self.ahead_s = ahead_s if abs(ahead_s) > CLOCKS_AGREE_S else 0.0
 
@@ -247,14 +252,14 @@ class Intake:
                 yield token, ids
 
     def overdue(self, now: float) -> bool:
-        """Tell whether a batch has waited longer than the limit of a command (R7)."""
-        return bool(self._batches) and now > self._batches[0][0]
+        """Tell whether a batch, or a heartbeat, has waited longer than the limit of a command (R7)."""
+        return now > min([self._hears_by, *(deadline for deadline, _ in self._batches[:1])])
 
     def failed(self, why: str) -> list[Any]:
         """Give the connection up; return the tokens that were under way."""
         tokens, self.why = [token for _, token in self._batches], why
         self._batches.clear()
-        self._ids = None
+        self._ids, self._hears_by = None, float("inf")
         with contextlib.suppress(Exception):
             self._link.disconnect()
         self._link = self.sock = None

@@ -53,7 +53,9 @@ def reload() -> None:
         told = programs.reload_all(settings.state_dir)
     except programs.NoSupervisor as error:
         stop(f"webhookd does not run with STATE_DIR={settings.state_dir}: {error}.", 1)
-    print(f"Told {', '.join(told)} to finish what they have and start anew.")
+    print(
+        f"Told {', '.join(told)} to finish what they have and start anew. Who finds its settings wrong goes on with the old, and logs it."
+    )
 
 
 def run() -> None:
@@ -103,12 +105,19 @@ def make_secrets(root: Path) -> dict[str, str]:
     missing = [name for name in MADE if not getattr(settings, name.lower())]
     made = {name: secrets.token_hex(32) if name == "WEBHOOK_SECRET" else secrets.token_urlsafe(12) for name in missing}
     if made:
-        file = os.open(root / ".env", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-        # A line end first: the last line of a file somebody wrote by hand may lack its own.
-        os.fchmod(file, 0o600)  # it may have been there, for all to read
-        os.write(file, "".join(f"\n{name}={value}" for name, value in made.items()).encode() + b"\n")
-        os.close(file)
+        try:
+            _keep_secrets(root / ".env", made)
+        except OSError as error:
+            stop(f"{' and '.join(made)} are not set, and .env cannot be written ({error.strerror}): set them elsewhere, or as NAME_FILE.")
     return made
+
+
+def _keep_secrets(path: Path, made: dict[str, str]) -> None:
+    file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    # A line end first: the last line of a file somebody wrote by hand may lack its own.
+    os.fchmod(file, 0o600)  # it may have been there, for all to read
+    os.write(file, "".join(f"\n{name}={value}" for name, value in made.items()).encode() + b"\n")
+    os.close(file)
 
 
 def lock_state(folder: Path) -> Any:
@@ -126,10 +135,8 @@ def lock_state(folder: Path) -> Any:
 
 
 def ports(settings: Config) -> list[tuple[str, str, int]]:
-    return [
-        ("PORT", settings.host, settings.port),
-        ("DASHBOARD_PORT", settings.dashboard_host, settings.dashboard_port),
-    ]
+    page = ("DASHBOARD_PORT", settings.dashboard_host, settings.dashboard_port)
+    return [("PORT", settings.host, settings.port), page] if settings.ingest_processes else [page]
 
 
 def wait_for_port(name: str, host: str, port: int) -> None:
@@ -226,7 +233,7 @@ def banner(settings: Config, made: dict[str, str]) -> None:
     for risk in risks:
         say("                  ", risk)
     where = f"http://{settings.host}:{settings.port}/api/webhooks/"
-    for name in sorted(settings.sources):
+    for name in sorted(settings.sources) if settings.ingest_processes else ():
         say("  ok   ingestion ", where + name, f"  {settings.ingest_processes} processes")
     say("  ok  " if settings.workers else "  warn", "worker    ", f"{settings.workers} processes")
     password = f"password {shown['DASHBOARD_PASSWORD']}  (kept in .env)" if "DASHBOARD_PASSWORD" in shown else "password in .env"
@@ -235,7 +242,7 @@ def banner(settings: Config, made: dict[str, str]) -> None:
         say("\n  The secret to give to GitHub (kept in .env):", shown["WEBHOOK_SECRET"])
     here = "" if settings.state_dir == process.root() / "var" else f" -s unix://{settings.state_dir}/supervisor.sock"
     # What this start was given by its environment, the next command needs too: else it would reach another instance.
-    names = ("HOST", "PORT", "STATE_DIR", "WEBHOOKS_FILE", *(() if settings.redis_embedded else ("REDIS_URL",)))
+    names = ("HOST", "PORT", "STATE_DIR", "WEBHOOKS_FILE", *(() if settings.redis_embedded else ("REDIS_URL", "REDIS_URL_FILE")))
     given = {name: "…" if name == "REDIS_URL" else shlex.quote(os.environ[name]) for name in names if os.environ.get(name)}
     prefix = "".join(f"{name}={value} " for name, value in given.items())
     say(f"\n  Try it      {prefix}.venv/bin/python webhookd.py --send           a signed GitHub push, followed to the end")
@@ -281,7 +288,7 @@ def describe_redis(settings: Config) -> tuple[str, list[str]]:
     try:
         found, risks = Store(settings.redis_url, "launch").health(settings.durability)
     except Away as error:
-        return where, [f"Redis cannot be reached ({error}): start it, or set REDIS_URL to where it is."]
+        return where, [f"Redis cannot be used ({error}): start it, or set REDIS_URL to what is right."]
     facts = [found.pop("version"), *(f"{name}={value}" for name, value in found.items())]
     return "  ".join([where, *facts]), risks
 

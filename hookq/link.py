@@ -47,7 +47,8 @@ def reaching() -> Iterator[None]:
     except redis.DataError:  # a value that cannot be sent is our mistake, and trying again would not mend it
         raise
     except (redis.RedisError, hiredis.HiredisError, OSError) as error:
-        raise Away(f"{type(error).__name__}: {error}") from error
+        # redis-py adds its whole client to some: nobody reads that.
+        raise Away(f"{type(error).__name__}: {str(error).partition(' : <')[0]}") from error
 
 
 def connect(url: str, timeout_s: float, name: str) -> Any:
@@ -81,16 +82,18 @@ class SlotOwner:
 
     def __init__(self, seeds: Sequence[tuple[str, int]], options: Mapping[str, Any]) -> None:
         self.seeds, self.options = list(seeds), options
-        self.nodes: list[tuple[str, int]] = []  # that were heard of, whoever answered last first
+        self.nodes: list[tuple[str, int]] = []  # that were heard of
+        self.named = ("", 0)  # who named the last owner: asked again, that was no good, and others may know better
 
     def discover_master(self, _service: str) -> tuple[str, int]:
         """Return (host, port); raises ConnectionError when no node knows one."""
-        for host, port in dict.fromkeys([*self.nodes, *self.seeds]):
+        known = dict.fromkeys([*self.nodes, *self.seeds])
+        for host, port in sorted(known, key=lambda node: node == self.named):
             node: Any = redis.Redis(host=host, port=port, **self.options)
             node.set_response_callback("CLUSTER SLOTS", lambda reply, **_: reply)
             with contextlib.suppress(redis.RedisError, hiredis.HiredisError, OSError), contextlib.closing(node):
                 slots = node.execute_command("CLUSTER SLOTS")
-                self.nodes = [(host, port), *(_place(place, host) for _, _, *places in slots for place in places)]
+                self.nodes, self.named = [_place(place, host) for _, _, *places in slots for place in places], (host, port)
                 owners = [_place(places[0], host) for first, last, *places in slots if first <= self.SLOT <= last]
                 if owners:
                     return owners[0]

@@ -139,7 +139,7 @@ def name_of(kind: str) -> str:
 
 def host() -> str:
     """Return this machine's name, as names of processes have it."""
-    return "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:32]
+    return "".join(c if c.isalnum() else "-" for c in socket.gethostname())
 
 
 def root() -> Path:

@@ -16,7 +16,7 @@ from hookq.link import Away
 from hookq.signing import sign
 from hookq.store import Store
 
-PUSH = b'{"ref":"refs/heads/main","commits":[{"message":"A sample"}],"repository":{"full_name":"octocat/hello-world"}}'
+PUSH = b'{"ref":"refs/heads/main","after":"6dcb09b","commits":[{"message":"A sample"}],"repository":{"full_name":"octocat/hello-world"}}'
 BROKEN = b"Hello, World! This is no JSON."
 FOLLOW_S = 60.0
 

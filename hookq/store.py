@@ -20,6 +20,8 @@ from hookq.keys import PREFIX, SCRIPTS, key
 from hookq.link import Away, connect, reaching
 
 GROUP: Final = "workers"
+# Over a network, whoever was connected to the server that failed may hang for a client's whole limit, twice, and comes late.
+REMOTE_GRACE_S: Final = 12.0
 FORMAT: Final = b"1"  # of jobs, as in lua/prelude.lua: a field more at the end is still this one
 BATCH_KEPT_S: Final = 86_400
 # How much earlier than a job id says its entries and events may be dated: ids have the clock of their host.
@@ -126,7 +128,7 @@ class Store:
     """The verbs. One instance per thread: a blocked lease must not hold up a renewal."""
 
     def __init__(self, url: str, name: str, *, timeout_s: float = 5.0) -> None:
-        self.name = name
+        self.name, self.local = name, url.startswith("unix:")
         self.redis = connect(url, timeout_s, name)
         for command in ("XREADGROUP", "XCLAIM"):  # their replies are wanted as they come
             self.redis.set_response_callback(command, lambda reply, **_: reply)
@@ -258,10 +260,11 @@ class Store:
         with reaching():
             try:
                 run = self.redis.info("server")["run_id"]
+                grace_s = 1.0 if self.local else REMOTE_GRACE_S
                 connected = {client["name"] for client in self.redis.client_list()}
             except redis.ResponseError:  # not allowed, or no such command there
                 return None
-            return {name.decode() for name in self._run("gone", run, *sorted(holders - connected))}
+            return {name.decode() for name in self._run("gone", run, grace_s, *sorted(holders - connected))}
 
     def beat(self, heartbeat: Mapping[str, Any], counters: Mapping[str, int] | None = None) -> None:
         """Say that this worker lives, and what it does; raise counters."""
@@ -619,7 +622,9 @@ class Store:
         """Return the last heartbeat of each ingestion process by its name, those of hosts that are silent included."""
         with reaching():
             rows = {name.decode(): value.split(b"\n", 2) for name, value in self.redis.hgetall(key("ingestion")).items()}
-        return {name: {**json.loads(beat), "at": float(at), "host": host.decode()} for name, (at, host, beat) in rows.items()}
+        found = {name: {**json.loads(beat), "at": float(at), "host": host.decode()} for name, (at, host, beat) in rows.items()}
+        # Another version may say it otherwise: what the page needs is there, or the row is not shown.
+        return {name: b for name, b in found.items() if all(type(b.get(key)) is int for key in ("pid", "up_s", "connections", "spooled"))}
 
     def ping(self) -> None:
         """Return when Redis answers, else raise Away."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hookq import link
 from hookq.address import parse
 
 H, S = ("h", 6379), ("h", 26379)
@@ -30,6 +31,7 @@ H, S = ("h", 6379), ("h", 26379)
             "jobs",
             "rediss://h:26379?ssl_ca_certs=%2Fca",
         ),
+        ("redis+sentinel://h/jobs?sentinel_password=a%2Bb+c", "sentinel", (S,), "jobs", "redis://h:26379"),
         ("redis+cluster://:p@h,i:7001", "cluster", (H, ("i", 7001)), "", "redis://:p@h:6379"),
         ("rediss+cluster://[::1],i/", "cluster", (("::1", 6379), ("i", 6379)), "", "rediss://[::1]:6379"),
     ],
@@ -47,9 +49,38 @@ def test_url_leads_to_hosts(url, kind, hosts, service, one):
         "redis+sentinel://:s3cret@h/a/b", "redis+cluster://:s3cret@h/name", "redis+cluster://:s3cret@h?db=1", "redis+cluster://:s3cret@h,",
         "redis+sentinel://:s3cret@,h/jobs", "redis+cluster://:s3cret@h:x", "redis+cluster://:s3cret@h:99999", "redis://:s3cret@h,i",
         "redis://:s3cret@h?sentinel_password=s3cret", "redis+sentinel://:s3cret@h/jobs?nonsense=s3cret", "redis+sentinel://:s3c/s3cret@h/jobs",
+        "redis://:s3cret@h/x", "redis://:s3cret@h?db=x", "redis+sentinel://:s3cret@h/jobs?db=x", "redis+cluster://:s3cret@h?ssl_ca_certs=/s3cret",
     ],
 )  # fmt: skip
 def test_url_that_leads_nowhere_is_refused_without_a_part_of_its_password(url):
-    with pytest.raises(ValueError, match="redis") as error:
+    with pytest.raises(ValueError, match="URL|redis") as error:
         parse(url)
     assert "s3cret" not in str(error.value)
+
+
+def test_plus_in_an_option_is_no_space():
+    assert parse("redis+sentinel://h/jobs?sentinel_password=a%2Bb+c").options == {"sentinel_password": "a+b+c"}
+
+
+def test_node_that_named_an_owner_that_was_no_good_is_asked_last(monkeypatch):
+    asked = []
+
+    class Node:
+        def __init__(self, host, **_):
+            self.host = host
+
+        def set_response_callback(self, *_):
+            pass
+
+        def close(self):
+            pass
+
+        def execute_command(self, _):  # `old` is cut off from the others, and takes itself for the owner
+            asked.append(self.host)
+            owner = b"old" if self.host == "old" else b"new"
+            return [[0, 16383, [owner, 1, b"id"], [b"other", 1, b"id"]]]
+
+    monkeypatch.setattr(link.redis, "Redis", Node)
+    who = link.SlotOwner([("old", 1), ("new", 1)], {})
+    assert [who.discover_master("") for _ in range(3)] == [("old", 1), ("new", 1), ("new", 1)]
+    assert asked[:2] == ["old", "other"] or asked[:2] == ["old", "new"]

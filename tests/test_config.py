@@ -56,7 +56,7 @@ def test_flags_beat_environment_beats_dotenv_beats_webhooks_toml(tmp_path):
         ("HOST", "a b", "HOST is 'a b': it must be an IPv4 address or a host name, such as 127.0.0.1."),
         ("DASHBOARD_HOST", "::1", "DASHBOARD_HOST is '::1': it must be an IPv4 address or a host name, such as 127.0.0.1."),
         ("WORKERS", "-1", "WORKERS is '-1': it must be a whole number from 0 to 256."),
-        ("INGEST_PROCESSES", "0", "INGEST_PROCESSES is '0': it must be a whole number from 1 to 64."),
+        ("INGEST_PROCESSES", "65", "INGEST_PROCESSES is '65': it must be a whole number from 0 to 64."),
         ("MAX_CONNECTIONS", "", None),
         ("MAX_CONNECTIONS", "x", "MAX_CONNECTIONS is 'x': it must be a whole number from 1 to 100000."),
         ("MAX_BODY", "25 apples", "MAX_BODY is '25 apples': it must be a size such as 512kb, 25mb or 1gb."),

@@ -1,5 +1,8 @@
 """The store, verb by verb, against a real Redis. Names cite the rules of the design that they hold."""
 
+import json
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import hiredis
@@ -428,7 +431,7 @@ def test_intake_goes_on_when_redis_has_forgotten_its_scripts(intake, store):
 
 def test_intake_is_not_up_as_long_as_the_replicas_that_are_asked_for_are_missing(redis_server):
     woken = []
-    made = Intake(redis_server.url, "ingest-a-1-x", lambda: woken.append(1), limit_s=0.2, replicas=1)
+    made = Intake(redis_server.url, "ingest-a-1-x", lambda: woken.append(1), replicas=1)
     made.start()
     until(lambda: woken)
     assert not made.adopt() and "0 replicas have it in memory in time, and DURABILITY asks for 1" in made.why
@@ -450,20 +453,37 @@ def test_batch_counts_when_as_many_replicas_confirm_as_are_asked_for(intake, sto
     assert intake.failed("") == ["not confirmed"]
 
 
+HERE = {"pid": 7, "up_s": 60, "connections": 3, "spooled": 206}
+
+
 def test_ingestion_of_a_host_that_is_silent_is_remembered_and_of_one_that_is_heard_only_who_lives(store, redis_server):
-    old = {"ingest-a-1-x": ("a", 60), "ingest-b-2-y": ("b", 60), "ingest-c-3-z": ("c", 100_000)}
-    for name, (host, ago_s) in old.items():
-        store.redis.hset(key("ingestion"), name, f"{store.now() - ago_s}\n{host}\n{{}}")
+    old = {"ingest-a-1-x": ("a", 60, HERE), "ingest-b-2-y": ("b", 60, HERE), "ingest-c-3-z": ("c", 100_000, HERE), "odd": ("d", 60, {})}
+    for name, (host, ago_s, facts) in old.items():
+        store.redis.hset(key("ingestion"), name, f"{store.now() - ago_s}\n{host}\n{json.dumps(facts)}")
     woken = []
     one = Intake(redis_server.url, "ingest-a-4-w", lambda: woken.append(1))
     one.start()
     until(lambda: woken and one.adopt())
-    one.say({"spooled": 3})
-    until(lambda: store.ingestion().get("ingest-a-4-w", {}).get("spooled") == 3)
-    assert set(store.ingestion()) == {"ingest-a-4-w", "ingest-b-2-y"} and store.ingestion()["ingest-b-2-y"]["host"] == "b"
-    one.say(None)
-    until(lambda: set(store.ingestion()) == {"ingest-b-2-y"})
+    for facts, names in ((HERE, {"ingest-a-4-w", "ingest-b-2-y"}), (None, {"ingest-b-2-y"})):
+        one.say(facts)
+        one.wait(5)
+        assert list(one.received()) == [] and set(store.ingestion()) == names
+    assert store.ingestion()["ingest-b-2-y"]["host"] == "b"
     one.failed("the test is over")
+
+
+def test_heartbeat_that_is_not_answered_is_overdue_and_is_not_followed_by_more_R7(private_redis):
+    woken = []
+    one = Intake(private_redis.url, "ingest-a-1-x", lambda: woken.append(1), limit_s=0.2)
+    one.start()
+    until(lambda: woken and one.adopt())
+    private_redis.process.send_signal(signal.SIGSTOP)
+    one.say(HERE)
+    assert not one.overdue(time.monotonic())
+    for _ in range(1000):
+        one.say(HERE)
+    assert not one.wants_write and not one.busy and one.overdue(time.monotonic() + 0.3)
+    assert one.failed("no answer") == [] and not one.overdue(time.monotonic() + 1000)
 
 
 def test_intake_whose_entry_cannot_be_made_claims_nothing_and_gives_its_tokens_back_R6(intake, store):
@@ -558,6 +578,17 @@ def test_worker_without_a_connection_is_gone_at_the_second_look_whoever_looks(st
     store.redis.hset(key("missing"), "dead-1", store.now() - 1.1)
     assert other.gone(holders) == {"dead-1"}
     assert other.gone({"w1", "w2"}) == set() and not store.redis.exists(key("missing"))
+
+
+def test_worker_that_hangs_on_a_server_that_failed_has_the_time_to_come_back(store):
+    store.local = False  # over a network
+    long_up(store)
+    assert store.gone({"late-1"}) == set()
+    store.redis.hset(key("missing"), "late-1", store.now() - 5)
+    assert store.gone({"late-1"}) == set()
+    store.redis.hset(key("primary"), "since", store.now() - 60)
+    store.redis.hset(key("missing"), "late-1", store.now() - 5)
+    assert store.gone({"late-1"}) == {"late-1"}
 
 
 @pytest.mark.parametrize("field, value", [("run", "another"), ("since", 1e11)], ids=["another server", "a clock set back"])

@@ -27,7 +27,8 @@ class Service(http.server.BaseHTTPRequestHandler):
         if good and id not in seen:
             seen.add(id)
             print(self.headers["X-GitHub-Event"], hashlib.sha256(body).hexdigest(), flush=True)  # yours: the work
-        self.send_response(204 if good else 401)
+        self.send_response(200 if good else 401)
+        self.send_header("Content-Length", "0")  # without it, an answer only ends with the connection
         self.end_headers()
 
     def log_message(self, *_):

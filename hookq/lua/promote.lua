@@ -11,8 +11,10 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'retry', '-inf', now(), 'LI
     moved[#moved + 1] = source
     moved[#moved + 1] = id
   else
-    -- A member without its job is an orphan: the audit names it; here it must not stop the others for ever.
-    redis.call('ZADD', P .. 'retry', now() + 60, id)
+    -- A member without its job is an orphan: the audit names it; here it must not stop the others for ever. Nor must a job
+    -- of a newer format, which a worker that knows it takes within a second.
+    local orphan = redis.call('EXISTS', P .. 'job:' .. id) == 0
+    redis.call('ZADD', P .. 'retry', now() + (orphan and 60 or 1), id)
   end
 end
 return moved

@@ -78,7 +78,9 @@ def test_deliveries_go_through_and_clients_are_named_by_what_the_proxy_adds(stac
         assert [proxy.post(connection, n) for n in range(1, 50)] == [202] * 49
         spoofed = {"X-Hub-Signature-256": "sha256=" + 64 * "0", "X-Forwarded-For": "192.0.2.66"}
         assert proxy.post(connection, 50, **spoofed) == 401
-        assert host.programs[0].saw("request.reject")[0]["client"] == "127.0.0.2"
+        connection.request("POST", "/api/webhooks/nosuch", b"{}", {"X-Forwarded-For": "192.0.2.66"})
+        assert connection.getresponse().status == 404
+        assert [line["client"] for line in host.programs[0].saw("request.reject")] == ["127.0.0.2"] * 2
     settled(host.env["REDIS_URL"], [host], type("Sent", (), {"acked": set(range(50))}))
 
 
