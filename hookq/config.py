@@ -23,7 +23,6 @@ from hookq import address, command
 from hookq.handlers import BadHandler, Spec, find_handler, kind_of
 from hookq.schemes import ALGORITHMS, ENCODINGS, PART, SCHEMES, Scheme
 from hookq.signing import Signer, keys_of
-from hookq.wire import Network
 
 VERSION: Final = "0.1.0"
 EX_USAGE, EX_GONE, EX_DECLINED, EX_UNREACHABLE, EX_SETTINGS = 2, 3, 4, 69, 78
@@ -37,6 +36,9 @@ MAX_MAX_BODY: Final = 256 << 20
 
 # A unix socket's path ends at 107 bytes; this leaves room for "/supervisor.sock" and a temporary suffix.
 MAX_STATE_DIR: Final = 80
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Invalid(Exception):
