@@ -93,7 +93,7 @@ class Connection:
     def __init__(self, sock: socket.socket, peer: str, now: float) -> None:
         self.sock, self.peer = sock, peer
         self.buffer: bytes | bytearray = b""
-        self.forwarded = ""  # X-Forwarded-For of the last request
+        self.forwarded = ""  # X-Forwarded-For of the request
         self.out = b""
         self.request: Request | None = None
         self.where = 0  # of the body in the buffer
@@ -464,6 +464,7 @@ class Server(http.server.HTTPServer):
             self.held -= c.held
             c.held = 0
         c.request = None
+        c.forwarded = ""  # the next request of a kept connection may be another client's
         c.waiting = False
         c.kept = True
         c.close = c.close or close or bool(self.draining_since)

@@ -803,3 +803,11 @@ def test_spool_that_cannot_be_written_is_drained_once_and_counted_once(serve, pr
     until(lambda: store.metrics().get("spooled") == 5)
     assert len(program.events("spool.failed")) == 1 and not program.events("delivery.duplicate")
     store.close()
+
+
+def test_client_of_one_request_is_not_taken_for_that_of_the_next_on_the_same_connection(serve):
+    program, port = serve(TRUSTED_PROXIES="127.0.0.1")
+    first = request(headers={"X-Hub-Signature-256": "sha256=" + 64 * "0", "X-Forwarded-For": "203.0.113.9"})
+    assert ask(port, first + b"nonsense\r\n\r\n")
+    rejects = until(lambda: len(program.events("request.reject")) == 2 and program.events("request.reject"))
+    assert [(line["code"], line["client"]) for line in rejects] == [(401, "203.0.113.9"), (400, "127.0.0.1")]
