@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from hookq import address, dlq, log, process
-from hookq.config import EX_DECLINED, EX_GONE, EX_UNREACHABLE, EX_USAGE, VERSION, Config, add_flags, load
+from hookq import dlq, log, process
+from hookq.config import EX_DECLINED, EX_GONE, EX_UNREACHABLE, EX_USAGE, VERSION, Config, add_flags, load, redis_url
 from hookq.job import arrived_at
 from hookq.link import Away
 from hookq.spool import SpoolFailed
@@ -101,9 +101,7 @@ def open_url(text: str) -> str:
             "a URL with a user or a password belongs into REDIS_URL or REDIS_URL_FILE, not on the command line"
         )
     try:
-        if text:
-            address.parse(text)
-        return text
+        return redis_url(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"it must be {error}") from None
 

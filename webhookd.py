@@ -394,9 +394,7 @@ class Server(http.server.HTTPServer):
 
     def _answer_page(self, c: Connection, request: Request) -> None:
         pages = {"/": (200, b"webhookd is running.\n"), "/livez": (200, b"ok\n")}
-        if request.path == "/readyz":
-            pages["/readyz"] = self._readiness()
-        status, text = pages.get(request.path, (404, b"There is nothing here.\n"))
+        status, text = self._readiness() if request.path == "/readyz" else pages.get(request.path, (404, b"There is nothing here.\n"))
         extra = ""
         if status != 404 and request.method not in ("GET", "HEAD"):
             status, text, extra = 405, b"Only GET is possible here.\n", "Allow: GET, HEAD\r\n"
@@ -412,11 +410,9 @@ class Server(http.server.HTTPServer):
             return 503, b"draining\n"
         if self.intake.up:
             return 200, b"ok\n"
-        return (
-            (503, f"Redis is away. {self.spool_why}\n".encode())
-            if self.spool_why
-            else (200, b"Redis takes nothing now; the spool takes all\n")
-        )
+        if self.spool_why:
+            return 503, f"Redis is away. {self.spool_why}\n".encode()
+        return 200, b"Redis takes nothing now; the spool takes all\n"
 
     def _body(self, c: Connection, request: Request) -> bool:
         """Verify the request once its body is complete."""
@@ -720,20 +716,16 @@ class Server(http.server.HTTPServer):
             self.intake.start()
         self._look_at_spool()
         if now - self.said_at >= SAY_S:
-            self.said_at = now
-            up_s, connections = round(now - self.started_at), len(self.connections)
-            self._say(
-                None
-                if self.draining_since and not self.spooled
-                else {"pid": os.getpid(), "up_s": up_s, "connections": connections, "spooled": self.spooled}
-            )
+            self._say(now)
         if not self.draining_since and now - self.started_at > FIRST_REDIS_S:
             self._listen(True)
 
-    def _say(self, facts: dict[str, int] | None) -> None:
-        """Tell the pages of all hosts what this process does, or that it ends."""
+    def _say(self, now: float) -> None:
+        """Tell the pages of all hosts what this process does; or that it ends, unless they are to know what is left in its spool."""
+        self.said_at, up_s = now, round(now - self.started_at)
+        facts = {"pid": os.getpid(), "up_s": up_s, "connections": len(self.connections), "spooled": self.spooled}
         try:
-            self.intake.say(facts)
+            self.intake.say(None if self.draining_since and not self.spooled else facts)
             if self.intake.up:
                 self._watch_intake()
         except Away as error:
@@ -744,8 +736,7 @@ class Server(http.server.HTTPServer):
         log.event("process.drain")
         self._listen(False)  # kept open on a reload: the next of us goes on with what waits in it
         self.draining_since = now
-        if not self.spooled:  # else the pages are to know what is left here
-            self._say(None)
+        self._say(now)
         for c in self.connections:
             if c.idle:
                 c.deadline = min(c.deadline, now + (DRAIN_KEPT_S if c.kept else DRAIN_NEW_S))

@@ -232,19 +232,20 @@ class Worker:
         self.mean_s, self.mean_bytes, self.spread = 0.01, 10_000.0, 1
         self.done = 0
         self.away = False
-        self.ahead_s = time.time() - time.monotonic()  # of Redis' clock, which all hosts have in common, before ours that nobody sets
+        self.ahead_s: float | None = None  # of Redis' clock, which all hosts have in common, before ours that nobody sets
         self.full = False  # of memory: it starts anew after the job that filled it
         self.beside: Beside | None = None
 
     def clock(self) -> float:
-        """Return the time by Redis' clock, as the minder has seen it last."""
-        return time.monotonic() + self.ahead_s
+        """Return the time by Redis' clock, as it was seen last."""
+        return time.time() if self.ahead_s is None else time.monotonic() + self.ahead_s
 
     def run(self) -> None:
         """Lease and work until a stop is asked for; then settle what is done and give back the rest."""
         again, pause_s = True, PAUSE_S
-        with contextlib.suppress(Away):  # then the minder will find out
-            self.ahead_s = self.store.now() - time.monotonic()
+        if self.ahead_s is None:  # the first jobs are dated by it, too; later looks are the minder's, which tells of a step
+            with contextlib.suppress(Away):
+                self.ahead_s = self.store.now() - time.monotonic()
         waiting = [name for name, ways in self.ways.items() if ways.waits]
         self.beside = Beside(self.settings, waiting, self.name, self._settled) if waiting else None
         while not (self.signals.asked or self.full):
@@ -276,8 +277,9 @@ class Worker:
         return max(1, min(PREFETCH, int(0.05 / self.mean_s), int(PREFETCH_BYTES / self.mean_bytes)) // self.spread)
 
     def _lease(self, again: bool) -> list[Lease]:
+        more = len(self.held) if again else 0  # what is held already comes first
         if not self.beside:
-            return self._took(self.store.lease(self.sources, self._count() + (len(self.held) if again else 0), BLOCK_MS, again=again))
+            return self._took(self.store.lease(self.sources, self._count() + more, BLOCK_MS, again=again))
         self.beside.freed.clear()
         free = {name: self.beside.free(name) for name in self.sources if name in self.ways and self.ways[name].waits}
         sources = {name for name in self.sources if free.get(name, 1) > 0}
@@ -287,8 +289,7 @@ class Worker:
         count = min([self._count(), *(places for places in free.values() if places > 0)])
         block_ms = int(1000 * FULL_S) if len(sources) < len(self.sources) else BLOCK_MS
         known = set(self.beside.leases)  # before it is asked: what is settled meanwhile is not to run again
-        count += len(self.held) if again else 0  # of what is held already, those come first
-        leases = self.store.lease(sources, count, block_ms, again=again)
+        leases = self.store.lease(sources, count + more, block_ms, again=again)
         return self._took([lease for lease in leases if lease.entry not in known])
 
     def _took(self, leases: list[Lease]) -> list[Lease]:
@@ -481,7 +482,6 @@ class Minder(threading.Thread):
         self.looked_at = self.renewed_at = self.answered_at = self.idle_at = 0.0
         self.up_since = time.monotonic()
         self.epoch = ""
-        self.ahead: float | None = None  # of Redis' clock before ours
         self.started_at = time.monotonic()
         self._watchdog()  # before the first job: one that holds the interpreter would keep this thread from ever doing it
 
@@ -548,11 +548,11 @@ class Minder(threading.Thread):
 
     def _clock_was_set(self, now: float) -> bool:
         """Tell whether Redis' clock jumped since the last look: every lease looks old then, until it is renewed."""
-        was, self.ahead = self.ahead, self.store.now() - now
-        self.worker.ahead_s = self.ahead
-        if was is None or abs(self.ahead - was) < CLOCK_SET_S:
+        worker = self.worker
+        was, worker.ahead_s = worker.ahead_s, self.store.now() - now
+        if was is None or abs(worker.ahead_s - was) < CLOCK_SET_S:
             return False
-        log.event("clock.set", "warning", by_s=round(self.ahead - was), then=f"no lease runs out within {LEASE_S:g} s")
+        log.event("clock.set", "warning", by_s=round(worker.ahead_s - was), then=f"no lease runs out within {LEASE_S:g} s")
         self.up_since = now
         return True
 

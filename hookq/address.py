@@ -28,7 +28,7 @@ RIGHT: Final = (
 @dataclass(frozen=True, slots=True)
 class Address:
     """`kind` is "" for one server, sentinel or cluster. `one` is the URL by which redis-py reaches one server so: its host
-    is the first of `hosts`. `options` are those that redis-py does not know."""
+    is the first of `hosts`. `options` are all that stand behind the question mark."""
 
     kind: str
     hosts: tuple[tuple[str, int], ...]
@@ -62,14 +62,15 @@ def parse(text: str) -> Address:
             raise ValueError("one host, or redis+sentinel:// or redis+cluster:// before several")
         if found and not (url.path.strip("/") or "0").isdecimal():
             raise ValueError("a URL that ends with the number of a database, or with its port")
-        return Address("", found, "", text)
+        place, mark, _ = text.partition("?")
+        return Address("", found, "", f"{place}{mark}{query}", options)
     service = url.path.strip("/")
     if (kind == "sentinel") != bool(service) or "/" in service:
         raise ValueError("redis+sentinel://host:26379,host:26379/name-of-the-primary, or redis+cluster://host:6379,host:6379")
     host, port = found[0]
     shown = urlencode({name: value for name, value in options.items() if name not in SENTINEL})
     one = f"{scheme}://{user}{at}{f'[{host}]' if ':' in host else host}:{port}{'?' if shown else ''}{shown}"
-    return Address(kind, found, service, one, {name: options[name] for name in SENTINEL & set(options)})
+    return Address(kind, found, service, one, options)
 
 
 def _host(text: str, kind: str) -> tuple[str, int]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from hookq import address, command
 from hookq.handlers import BadHandler, Spec, find_handler, kind_of
@@ -111,12 +111,12 @@ def _is_url(value: Any) -> bool:
         return False
 
 
-def _redis_url(text: str) -> str:
-    if text:
-        address.parse(text)
-        for name, value in parse_qsl(urlsplit(text).query):
-            if name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile") and not os.access(value, os.R_OK):
-                raise ValueError(f"a URL whose {name} can be read; {value} cannot")
+def redis_url(text: str) -> str:
+    options = address.parse(text).options if text else {}
+    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        value = options.get(name)
+        if value is not None and not os.access(value, os.R_OK):
+            raise ValueError(f"a URL whose {name} can be read; {value} cannot")
     return text
 
 
@@ -165,7 +165,7 @@ SETTINGS: Final = (
     Setting("DASHBOARD_PASSWORD", _password, "", "HTTP Basic, user operator", secret=True),
     Setting("DASHBOARD_NAMES", _names, "", "further host names the dashboard is opened by, such as a proxy's"),
     Setting("TRUSTED_PROXIES", _networks, "", "proxies whose X-Forwarded-For is believed; comma between"),
-    Setting("REDIS_URL", _redis_url, "", "nothing: the embedded Redis", secret=True),
+    Setting("REDIS_URL", redis_url, "", "nothing: the embedded Redis", secret=True),
     Setting("DURABILITY", _durability, "fsync", "fsync: on Redis' disk before the 202; replicas:N: with N replicas, too"),
     Setting("REDIS_MAXMEMORY", _size, "1gb", "of the embedded Redis"),
     Setting("INGEST_PROCESSES", _whole(0, 64), "2", "ingestion processes"),

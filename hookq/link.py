@@ -24,7 +24,7 @@ from redis.crc import key_slot
 from redis.retry import Retry as ClientRetry
 from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 
-from hookq.address import parse
+from hookq.address import SENTINEL, parse
 from hookq.keys import PREFIX
 
 # For who is asked where the primary is: one that does not answer must not use up the time for those that would.
@@ -60,14 +60,14 @@ def connect(url: str, timeout_s: float, name: str) -> Any:
     options: dict[str, Any] = {"retry": ClientRetry(NoBackoff(), 0), "protocol": 2}
     limits = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "client_name": name}
     if not address.kind:
-        return redis.Redis.from_url(url, **options, **limits)
+        return redis.Redis.from_url(address.one, **options, **limits)
     options = parse_url(address.one) | options
     tls = options.pop("connection_class", Connection) is SSLConnection
     del options["host"], options["port"]
     asking = options | {"ssl": tls, "socket_timeout": ASK_S, "socket_connect_timeout": ASK_S}
     if address.kind == "sentinel":
         asking |= {"db": 0, "username": None, "password": None}
-        asking |= {name.removeprefix("sentinel_"): value for name, value in address.options.items()}
+        asking |= {name.removeprefix("sentinel_"): value for name, value in address.options.items() if name in SENTINEL}
         who: Any = Sentinel(address.hosts, sentinel_kwargs=asking)
     else:
         who = SlotOwner(address.hosts, asking)

@@ -13,6 +13,7 @@ H, S = ("h", 6379), ("h", 26379)
     [
         ("redis://h", "", (H,), "", "redis://h"),
         ("rediss://u:p@h:1/2?ssl_ca_certs=/ca", "", (("h", 1),), "", "rediss://u:p@h:1/2?ssl_ca_certs=/ca"),
+        ("rediss://h?ssl_ca_certs=/c++/ca", "", (H,), "", "rediss://h?ssl_ca_certs=/c%2B%2B/ca"),
         ("redis://[::1]:1", "", (("::1", 1),), "", "redis://[::1]:1"),
         ("unix:///r.sock?db=1", "", (), "", "unix:///r.sock?db=1"),
         ("unix://u:p@/r.sock", "", (), "", "unix://u:p@/r.sock"),
