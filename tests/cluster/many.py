@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import os
+import re
 import shutil
 import signal
 import socket
@@ -14,6 +16,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from conftest import SECRET, Program, free_port, signed, until
+from test_dashboard import LOGIN
 
 from hookq.link import Away, connect
 from hookq.spool import Spool
@@ -33,6 +36,12 @@ handler = "h.py:handle"
 retry_base_s = 0.2
 """
 PASSWORD = "a-password-of-redis"
+SENTINEL = """sentinel monitor jobs {host} {port} 2
+sentinel auth-pass jobs {password}
+sentinel down-after-milliseconds jobs 1000
+sentinel failover-timeout jobs 3000
+"""
+ALL = ("webhookd.py", "worker.py", "dashboard.py")
 # Of the primary and its replicas; a replica that was away for a moment goes on where it was.
 OPTIONS = ("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--repl-diskless-sync-delay", "0", "--repl-timeout", "5")
 
@@ -45,6 +54,8 @@ class Node:
         (self.folder / "conf").write_text(config)
         where = [str(self.folder / "conf"), "--port", str(self.port), "--dir", str(self.folder)]
         self.prefix, self.command, self.process = prefix, [*prefix, program, *where, *options], None
+        found = re.search(r"requirepass (\S+)", " ".join((config, *options)))
+        self.login = {"REDISCLI_AUTH": found[1]} if found else {}
 
     def start(self):
         if self.process:
@@ -54,9 +65,10 @@ class Node:
         return self
 
     def says(self, *command):
-        """Return what it answers, as text; None when it does not."""
-        done = subprocess.run([*self.prefix, "redis-cli", "-p", str(self.port), *command], capture_output=True, text=True, timeout=20)
-        return None if done.returncode or "Could not connect" in done.stderr + done.stdout else done.stdout.strip()
+        """Return what it answers to whoever has its password, as text; "" when it does not."""
+        asking = [*self.prefix, "redis-cli", "-p", str(self.port), *command]
+        done = subprocess.run(asking, capture_output=True, text=True, timeout=20, env={**os.environ, **self.login})
+        return "" if done.returncode or "Could not connect" in done.stderr + done.stdout else done.stdout.strip()
 
     def signal(self, number):
         self.process.send_signal(number)
@@ -91,7 +103,7 @@ def nodes():
 class Host:
     """A machine: its own STATE_DIR, ingestion and worker, and a handler that notes what it ran."""
 
-    def __init__(self, url, *, prefix=(), handler=HANDLER, names=("webhookd.py", "worker.py"), inside=nullcontext, **settings):
+    def __init__(self, url, *, prefix=(), handler=HANDLER, names=ALL[:2], inside=nullcontext, **settings):
         self.names, self.inside = names, inside  # `inside` is entered by who connects to it
         self.folder, self.port, self.prefix = Path(tempfile.mkdtemp(prefix="hh")), free_port(), list(prefix)
         (self.folder / "h.py").write_text(handler)
@@ -126,6 +138,13 @@ class Host:
         with self.inside():
             made.connect()
         return made
+
+    def page(self, path):
+        """Return (status, text) of a page of its dashboard."""
+        with closing(self.connection(10, int(self.env["DASHBOARD_PORT"]))) as connection:
+            connection.request("GET", path, headers=LOGIN)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
 
     def kill(self):
         for program in self.programs:
@@ -205,7 +224,28 @@ class Load:
         until(lambda: len(self.acked) >= before + count, limit_s, f"{count} more acknowledged; {self.codes}")
 
 
-def settled(url, crew, load, limit_s=60):
+def pair(start, url, **settings):
+    """Start two hosts, and wait until both take deliveries."""
+    crew = [start(url, **settings) for _ in range(2)]
+    until(lambda: all(host.ready() for host in crew), 20, "both hosts take deliveries")
+    return crew
+
+
+def bridged(url, durability, fail, elsewhere, back):
+    """Under load on two hosts: let the primary fail, wait for one elsewhere, let the old one come back.
+
+    Return (load, numbers that were lost, how many ran twice, the ledger)."""
+    with hosts() as start:
+        crew = pair(start, url, DURABILITY=durability)
+        with Load(crew) as load:
+            load.more()
+            for step in (fail, elsewhere, back):
+                step()
+                load.more()  # after the first, while nobody is the primary
+        return load, *settled(url, crew, load.acked)
+
+
+def settled(url, crew, acked, limit_s=60):
     """Wait until nothing is owed; return (numbers that were acknowledged and never ran, how many ran twice, the ledger)."""
     store = Store(url, "probe", timeout_s=2)
 
@@ -219,7 +259,7 @@ def settled(url, crew, load, limit_s=60):
     ledger = until(owed, limit_s, "nothing is ready, leased or in retry")
     store.close()
     ran = [n for host in crew for n in host.ran]
-    return load.acked - set(ran), len(ran) - len(set(ran)), ledger
+    return acked - set(ran), len(ran) - len(set(ran)), ledger
 
 
 def answers(url):

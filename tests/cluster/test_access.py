@@ -1,13 +1,11 @@
 """How Redis is reached: TLS with certificates made on the spot, and a user that may do no more than what is needed."""
 
-import base64
 import re
 import subprocess
-from contextlib import closing
 
 import pytest
 from conftest import ROOT, free_port, until
-from many import PASSWORD, Load, hosts, nodes, settled
+from many import ALL, PASSWORD, Load, hosts, nodes, settled
 
 HANDLER = """
 import json, os, pathlib
@@ -63,7 +61,7 @@ def test_deliveries_are_taken_and_run_over_tls_with_a_client_certificate(certifi
         one.programs[0].saw("redis.up")
         with Load([one]) as load:
             load.more()
-        lost, twice, ledger = settled(one.env["REDIS_URL"], [one], load)
+        lost, twice, ledger = settled(one.env["REDIS_URL"], [one], load.acked)
     assert not lost and not twice and ledger["done"] == len(load.acked)
 
 
@@ -100,7 +98,7 @@ def test_sentinels_and_the_primary_they_name_are_reached_over_tls(certificates):
         one.programs[0].saw("redis.up", 20)
         with Load([one]) as load:
             load.more(50)
-        lost, _, ledger = settled(one.env["REDIS_URL"], [one], load)
+        lost, _, ledger = settled(one.env["REDIS_URL"], [one], load.acked)
     assert not lost and ledger["done"] == len(load.acked)
 
 
@@ -119,15 +117,13 @@ def limited():
 def test_user_of_ops_may_do_all_that_is_needed(limited):
     server, url = limited
     with hosts() as machine:
-        one = machine(url, handler=HANDLER, DURABILITY="fsync")
-        page = one.run("dashboard.py")
-        one.programs.append(page)
+        one = machine(url, handler=HANDLER, names=ALL, DURABILITY="fsync")
         with Load([one], clients=1) as load:
             load.more(30)
         until(lambda: one.programs[1].process.poll() is not None, 20, "the third job has killed its worker")
         one.programs[1] = one.run("worker.py")
         one.programs[1].saw("job.reclaim", 20)
-        page.saw("process.start")
+        one.programs[2].saw("process.start")
 
         def dlqctl(*words):
             program = one.run("dlqctl.py", *words)
@@ -144,9 +140,7 @@ def test_user_of_ops_may_do_all_that_is_needed(limited):
         until(lambda: "1 of 1 dead letter" in dlqctl("--view"), 20)
         dlqctl("--audit")
         for path in ("/dashboard", "/dashboard/dead", f"/dashboard/deliveries/{id}", "/metrics"):
-            with closing(one.connection(10, int(one.env["DASHBOARD_PORT"]))) as connection:
-                connection.request("GET", path, headers={"Authorization": "Basic " + base64.b64encode(b"operator:a-password").decode()})
-                assert connection.getresponse().status == 200
+            assert one.page(path)[0] == 200
     assert server.says("acl", "log") == ""
 
 

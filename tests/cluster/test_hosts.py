@@ -4,7 +4,6 @@ Skipped where namespaces may not be made. Clients are on the host that they post
 reaches it.
 """
 
-import base64
 import ctypes
 import os
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import until
-from many import OPTIONS, PASSWORD, Load, hosts, nodes, settled
+from many import ALL, OPTIONS, PASSWORD, SENTINEL, Load, hosts, nodes, settled
 from test_signals import Clock
 
 from hookq.store import Store
@@ -123,10 +122,8 @@ def test_host_that_is_cut_off_disappears_and_comes_back_loses_nothing(net, clock
     with nodes() as start, hosts() as machine:
         server = start("--requirepass", PASSWORD, "--tcp-keepalive", "3", *OPTIONS, prefix=net.prefix(net.hub))
         url = f"redis://:{PASSWORD}@{HUB}:{server.port}"
-        crew = [on(net, name, machine, url, **clocks(by_s)) for name, by_s in zip(names, (0, 60, -60), strict=True)]
+        crew = [on(net, name, machine, url, names=ALL, **clocks(by_s)) for name, by_s in zip(names, (0, 60, -60), strict=True)]
         until(lambda: all(host.ready() for host in crew), 20, "three hosts take deliveries")
-        page = crew[0].run("dashboard.py")
-        crew[0].programs.append(page)
         gone, name = crew[2], names[2]
         with Load(crew) as load:
             load.more(600)
@@ -141,7 +138,7 @@ def test_host_that_is_cut_off_disappears_and_comes_back_loses_nothing(net, clock
             until(gone.spooled, 20, "the host that is cut off keeps deliveries in its spool")
             load.more(600)
             gone.kill()  # its connections stay open at Redis: nothing of its end gets through
-            until(lambda: f"Ingestion on {name} was last heard of" in overview(crew[0]), 30, "the other hosts' pages say so")
+            until(lambda: f"Ingestion on {name} was last heard of" in crew[0].page("/dashboard")[1], 30, "the other hosts' pages say so")
             load.hosts = crew[:2]
             load.more(300)
             kept = gone.spooled()
@@ -151,22 +148,9 @@ def test_host_that_is_cut_off_disappears_and_comes_back_loses_nothing(net, clock
             load.hosts = crew
             load.more(300)
         with net.inside(net.hub):
-            lost, twice, ledger = settled(url, crew, load, limit_s=90)
+            lost, twice, ledger = settled(url, crew, load.acked, limit_s=90)
     print(f"\nhost cut off: {len(load.acked)} acknowledged, {len(lost)} lost, {twice} twice; {kept} in its spool; {dict(load.codes)}")
     assert not lost and ledger["gap"] == 0 and kept > 100
-
-
-def overview(host):
-    with closing(host.connection(10, int(host.env["DASHBOARD_PORT"]))) as connection:
-        connection.request("GET", "/dashboard", headers={"Authorization": "Basic " + base64.b64encode(b"operator:a-password").decode()})
-        return connection.getresponse().read().decode()
-
-
-SENTINEL = """sentinel monitor jobs {host} {port} 2
-sentinel auth-pass jobs {password}
-sentinel down-after-milliseconds jobs 1000
-sentinel failover-timeout jobs 3000
-"""
 
 
 @pytest.mark.parametrize(
@@ -180,17 +164,13 @@ def test_primary_that_is_cut_off_with_a_host_loses_what_only_it_has_unless_repli
     with nodes() as start, hosts() as machine:
         primary = start(*secret, prefix=net.prefix(first))
         replicas = [start("--replicaof", net.address(first), str(primary.port), *secret, prefix=net.prefix(n)) for n in (second, third)]
-
-        def says(server, *words):
-            return server.says("--no-auth-warning", "-a", PASSWORD, *words) or ""
-
-        until(lambda: says(primary, "info", "replication").count("state=online") == 2, 20, "the replicas are online")
+        until(lambda: primary.says("info", "replication").count("state=online") == 2, 20, "the replicas are online")
         config = SENTINEL.format(host=net.address(first), port=primary.port, password=PASSWORD)
         watchers = {
             name: start("--sentinel", "--protected-mode", "no", config=config, prefix=net.prefix(name)) for name in (first, second, third)
         }
         places = ",".join(f"{net.address(name)}:{node.port}" for name, node in watchers.items())
-        until(lambda: all("num-other-sentinels\n2" in (n.says("sentinel", "master", "jobs") or "") for n in watchers.values()), 30)
+        until(lambda: all("num-other-sentinels\n2" in n.says("sentinel", "master", "jobs") for n in watchers.values()), 30)
         url = f"redis+sentinel://:{PASSWORD}@{places}/jobs"
         beside = on(net, first, machine, url, names=("webhookd.py",), DURABILITY=durability)  # with the primary, and no worker there
         other = on(net, second, machine, url, DURABILITY=durability)
@@ -199,7 +179,7 @@ def test_primary_that_is_cut_off_with_a_host_loses_what_only_it_has_unless_repli
             load.more()
             before = len(load.acked)
             net.cut(first)
-            until(lambda: any("role:master" in says(r, "info", "replication") for r in replicas), 30, "a replica is the primary")
+            until(lambda: any("role:master" in r.says("info", "replication") for r in replicas), 30, "a replica is the primary")
             other.programs[1].saw("redis.up", 20)  # its worker has left the old one
             load.hosts = [beside]
             load.more()
@@ -207,10 +187,10 @@ def test_primary_that_is_cut_off_with_a_host_loses_what_only_it_has_unless_repli
             load.more()
             during = len(load.acked) - before
             net.cut(first, off=False)
-            until(lambda: "role:slave" in says(primary, "info", "replication"), 60, "the old primary knows that it is none any more")
+            until(lambda: "role:slave" in primary.says("info", "replication"), 60, "the old primary knows that it is none any more")
             load.more()
         with net.inside(net.hub):
-            lost, twice, ledger = settled(url, [beside, other], load, limit_s=90)
+            lost, twice, ledger = settled(url, [beside, other], load.acked, limit_s=90)
     print(
         f"\n{durability} {options[::2]}, primary cut off: {len(load.acked)} acknowledged, {during} of them meanwhile, {len(lost)} lost, {twice} twice"
     )

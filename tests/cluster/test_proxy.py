@@ -1,6 +1,5 @@
 """ops/nginx.conf as it stands, but for ports, certificate and name, in the distribution's nginx."""
 
-import base64
 import http.client
 import json
 import re
@@ -15,10 +14,10 @@ from contextlib import closing
 
 import pytest
 from conftest import ROOT, free_port, signed, until
-from many import hosts, nodes, settled
+from many import ALL, hosts, nodes, settled
 from test_access import certificates  # noqa: F401
+from test_dashboard import LOGIN
 
-AUTH = {"Authorization": "Basic " + base64.b64encode(b"operator:a-password").decode()}
 WHERE = {"TRUSTED_PROXIES": "127.0.0.1", "DASHBOARD_NAMES": "hooks.example.com"}
 
 
@@ -62,8 +61,7 @@ def stack(tmp_path, certificates):  # noqa: F811
         pytest.skip("nginx is not installed: `sh hookq/setup.sh hosts` does that")
     with nodes() as start, hosts() as machine:
         server = start("--appendonly", "yes", "--appendfsync", "always")
-        host = machine(f"redis://127.0.0.1:{server.port}", **WHERE)
-        host.programs.append(host.run("dashboard.py"))
+        host = machine(f"redis://127.0.0.1:{server.port}", names=ALL, **WHERE)
         proxy = Proxy(tmp_path, certificates, host)
         until(host.ready, 20)
         yield host, proxy
@@ -81,7 +79,8 @@ def test_deliveries_go_through_and_clients_are_named_by_what_the_proxy_adds(stac
         connection.request("POST", "/api/webhooks/nosuch", b"{}", {"X-Forwarded-For": "192.0.2.66"})
         assert connection.getresponse().status == 404
         assert [line["client"] for line in host.programs[0].saw("request.reject")] == ["127.0.0.2"] * 2
-    settled(host.env["REDIS_URL"], [host], type("Sent", (), {"acked": set(range(50))}))
+    lost, twice, _ = settled(host.env["REDIS_URL"], [host], set(range(50)))
+    assert not lost and not twice
 
 
 def test_no_delivery_fails_while_ingestion_starts_anew_behind_the_proxy(stack):
@@ -111,7 +110,7 @@ def test_no_delivery_fails_while_ingestion_starts_anew_behind_the_proxy(stack):
 
 def test_operator_reads_and_acts_through_the_proxy(stack):
     host, proxy = stack
-    own = {**AUTH, "Host": "hooks.example.com"}
+    own = {**LOGIN, "Host": "hooks.example.com"}
     with closing(proxy.connection()) as connection:
 
         def page(method, path, body=None, **more):
