@@ -17,10 +17,11 @@ test-cluster: .venv/dev redis  ## the tests of more than one machine: Sentinel, 
 	@sh hookq/setup.sh hosts
 	$(BIN)/pytest -s tests/cluster
 
-lint: .venv/dev  ## ruff, and mypy (strict) on hookq
+lint: .venv/dev  ## ruff, mypy (strict), and the sizes of the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@$(BIN)/python tests/house.py
 
 reload: .venv/run  ## every process finishes what it has, then starts anew with the settings of now
 	@$(BIN)/python -m hookq.launch reload

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""The operator's web page: what is where, what failed and why, the story of each delivery, and `/metrics`.
+"""The operator's web page: what is where, what failed and why, the story of each delivery, and
+`/metrics`.
 
-One thread for each request (`http.server.ThreadingHTTPServer`): a page is asked for by few people, and each waits
-for Redis. What strangers could abuse of http.server is replaced as in webhookd.py: heads go through the strict
-parser of hookq.wire, have a time limit, and connections end after their answer.
+One thread for each request (`http.server.ThreadingHTTPServer`): a page is asked for by few people,
+and each waits for Redis. What strangers could abuse of http.server is replaced as in webhookd.py:
+heads go through the strict parser of hookq.wire, have a time limit, and connections end after their
+answer.
 
-Safe by default: a login for everything but /livez and /readyz, acts by POST only, from our own pages only, every value
-escaped, script and style from two static files, and a Content-Security-Policy that says so.
-Does not promise: numbers of one moment, but those of the ledger (hookq/status.py).
+Safe by default: a login for everything but /livez and /readyz, acts by POST only, from our own
+pages only, every value escaped, script and style from two static files, and a
+Content-Security-Policy that says so. Does not promise: numbers of one moment, but those of the
+ledger (hookq/status.py).
 """
 
 import argparse
@@ -39,20 +42,32 @@ HTML, TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 USER = "operator"
 MAX_FORM = 16 * 1024
-# At once: connections of anybody, each a thread, and of those who are logged in pages that ask Redis, and live pages.
+# At once: connections of anybody, each a thread, and of those who are logged in pages that ask
+# Redis, and live pages.
 MAX_CONNECTIONS, MAX_REQUESTS, MAX_STREAMS = 128, 32, 8
 SLOT_S = 5.0  # that a page waits for others to be done
 DRAIN_S = 5.0  # that those in hand are waited for at a reload or stop
-STREAM_S, EVERY_S = 600.0, 2.0  # the browser comes again by itself; a stream without end would outlive its login
-FAILED_LOGINS, FAILED_WITHIN_S, LOGIN_DELAY_S = 5, 60.0, 1.0  # guesses in a minute, before each further one costs a second
+STREAM_S, EVERY_S = (
+    600.0,
+    2.0,
+)  # the browser comes again by itself; a stream without end would outlive its login
+FAILED_LOGINS, FAILED_WITHIN_S, LOGIN_DELAY_S = (
+    5,
+    60.0,
+    1.0,
+)  # guesses in a minute, before each further one costs a second
 SEARCH_S, DEEP_S = 0.05, 5.0  # a page answers in under 100 ms; who wants more asks for it
 TOKEN_HOURS = 12  # a form left open over a working day still counts
 HEADERS = (
-    "Content-Security-Policy: default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+    "Content-Security-Policy: default-src 'none'; style-src 'self'; script-src 'self'; img-src "
+    "'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'\r\n"
     "X-Content-Type-Options: nosniff\r\nReferrer-Policy: same-origin\r\nCache-Control: no-store\r\n"
 )
-STATIC = {"/static/app.css": "text/css; charset=utf-8", "/static/app.js": "text/javascript; charset=utf-8"}
+STATIC = {
+    "/static/app.css": "text/css; charset=utf-8",
+    "/static/app.js": "text/javascript; charset=utf-8",
+}
 ACTS = ("/dashboard/retry", "/dashboard/discard", "/dashboard/restore")
 DELIVERY = re.compile(r"/dashboard/deliveries/([^/]{1,300})(/body)?")
 
@@ -79,7 +94,9 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__((settings.dashboard_host, settings.dashboard_port), Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread for a connection, if there are not too many: the others are closed, whoever they are."""
+        """Start a thread for a connection, if there are not too many: the others are closed,
+        whoever they are.
+        """
         if self.open.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
@@ -92,7 +109,9 @@ class Server(http.server.ThreadingHTTPServer):
             self.open.release()
 
     def drain(self) -> None:
-        """Take no more connections, and wait a while for those in hand: an act is not to be cut in the middle."""
+        """Take no more connections, and wait a while for those in hand: an act is not to be cut in
+        the middle.
+        """
         self.ending = True
         self.shutdown()
         end = time.monotonic() + DRAIN_S
@@ -109,17 +128,28 @@ class Server(http.server.ThreadingHTTPServer):
 
     def token(self, hour: int) -> str:
         """Return what a form must carry: other sites' pages cannot know it."""
-        return hmac.new(self.settings.dashboard_password.encode(), f"form {hour}".encode(), hashlib.sha256).hexdigest()
+        return hmac.new(
+            self.settings.dashboard_password.encode(), f"form {hour}".encode(), hashlib.sha256
+        ).hexdigest()
 
     def known(self, host: str) -> bool:
-        """Tell whether a Host is ours. A page elsewhere gets in by a name of its own that it makes resolve to us (DNS
-        rebinding), so an address is no danger, and names are known ones."""
-        name = host[: host.index("]") + 1].strip("[]") if host.startswith("[") else host.partition(":")[0]
+        """Tell whether a Host is ours. A page elsewhere gets in by a name of its own that it makes
+        resolve to us (DNS rebinding), so an address is no danger, and names are known ones.
+        """
+        name = (
+            host[: host.index("]") + 1].strip("[]")
+            if host.startswith("[")
+            else host.partition(":")[0]
+        )
         try:
             ipaddress.ip_address(name)
             return True
         except ValueError:
-            return name.lower() in {"localhost", self.settings.dashboard_host.lower(), *self.settings.dashboard_names}
+            return name.lower() in {
+                "localhost",
+                self.settings.dashboard_host.lower(),
+                *self.settings.dashboard_names,
+            }
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -145,14 +175,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
             answer = bad.status, TEXT, f"{bad}.\n".encode(), ""
         except Gone:
             raise
-        except Exception as error:  # a fault of ours: told in the log, with its place, and as a sentence here
+        except (
+            Exception
+        ) as error:  # a fault of ours: told in the log, with its place, and as a sentence here
             log.event("page.failed", "error", error=repr(error), place=place_of(error))
             answer = 500, TEXT, b"This page failed; its log says why.\n", ""
         code, kind, content, extra = answer
-        self._send(wire.reply(code, content, kind, self.date_time_string(), extra=HEADERS + extra, close=True, head_only=head_only))
+        self._send(
+            wire.reply(
+                code,
+                content,
+                kind,
+                self.date_time_string(),
+                extra=HEADERS + extra,
+                close=True,
+                head_only=head_only,
+            )
+        )
         try:
             self.connection.shutdown(socket.SHUT_WR)
-            self.connection.settimeout(0.2)  # read what is left, so that the answer is not reset away
+            self.connection.settimeout(
+                0.2
+            )  # read what is left, so that the answer is not reset away
             for _ in range(16):
                 if not self.connection.recv(65536):
                     return None
@@ -192,13 +236,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return data
 
     def _stream(self) -> None:
-        """Send the numbers every 2 s, as server-sent events (HTML standard, section 9.2), until the browser goes."""
+        """Send the numbers every 2 s, as server-sent events (HTML standard, section 9.2), until the
+        browser goes.
+        """
         if not self.server.streams.acquire(blocking=False):
-            full = wire.reply(503, b"Too many pages are live.\n", TEXT, self.date_time_string(), extra=HEADERS, close=True)
+            full = wire.reply(
+                503,
+                b"Too many pages are live.\n",
+                TEXT,
+                self.date_time_string(),
+                extra=HEADERS,
+                close=True,
+            )
             self._send(full)
             return
         try:
-            head = f"HTTP/1.1 200 OK\r\nServer: webhookd\r\nContent-Type: text/event-stream\r\n{HEADERS}Connection: close\r\n\r\n"
+            head = (
+                "HTTP/1.1 200 OK\r\nServer: webhookd\r\nContent-Type: "
+                f"text/event-stream\r\n{HEADERS}Connection: close\r\n\r\n"
+            )
             self._send(f"{head}retry: 5000\n\n".encode())
             end = time.monotonic() + STREAM_S
             while time.monotonic() < end and not self.server.ending:
@@ -216,7 +272,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             texts |= {f"{key}-note": note for key, (_, _, note) in status.numbers(found).items()}
             return {"level": level, "verdict": clauses, "numbers": texts}
         except Away as error:
-            return {"level": "bad", "verdict": [(f"Redis is away: {error}", "/dashboard")], "numbers": {}}
+            return {
+                "level": "bad",
+                "verdict": [(f"Redis is away: {error}", "/dashboard")],
+                "numbers": {},
+            }
         finally:
             store.close()
 
@@ -227,7 +287,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if request.path in ("/livez", "/readyz"):
             return self._health(request.path)
         if not self.server.known(request.fields.get("host", "")):
-            return 421, TEXT, b"This Host is not known here: open the page by its address, or add the name to DASHBOARD_NAMES.\n", ""
+            return (
+                421,
+                TEXT,
+                b"This Host is not known here: open the page by its address, or add the name "
+                b"to DASHBOARD_NAMES.\n",
+                "",
+            )
         if not self._logged_in(request):
             how = b"The login is user operator, with DASHBOARD_PASSWORD of .env.\n"
             return 401, TEXT, how, 'WWW-Authenticate: Basic realm="webhookd", charset="UTF-8"\r\n'
@@ -236,20 +302,34 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             return self._route(request, body)
         except Away as error:
-            if request.path == "/metrics":  # a scrape that fails would only say that the page is down
-                return 200, PROMETHEUS, "".join(metrics.text(None, {"webhookd_redis_up": [({}, 0)]}, ())).encode(), ""
+            if (
+                request.path == "/metrics"
+            ):  # a scrape that fails would only say that the page is down
+                return (
+                    200,
+                    PROMETHEUS,
+                    "".join(metrics.text(None, {"webhookd_redis_up": [({}, 0)]}, ())).encode(),
+                    "",
+                )
             return 503, HTML, self._away(str(error)), "Refresh: 5\r\n"
         finally:
             self.server.slots.release()
 
     def _client(self, request: wire.Request) -> str:
-        return wire.client_of(self.client_address[0], request.fields.get("x-forwarded-for", ""), self.server.settings.trusted_proxies)
+        return wire.client_of(
+            self.client_address[0],
+            request.fields.get("x-forwarded-for", ""),
+            self.server.settings.trusted_proxies,
+        )
 
     def _logged_in(self, request: wire.Request) -> bool:
         given = request.fields.get("authorization", "")
         expected = base64.b64encode(f"{USER}:{self.server.settings.dashboard_password}".encode())
         kind, _, credentials = given.partition(" ")
-        good = hmac.compare_digest(credentials.strip().encode("latin-1"), expected) and kind.lower() == "basic"
+        good = (
+            hmac.compare_digest(credentials.strip().encode("latin-1"), expected)
+            and kind.lower() == "basic"
+        )
         if credentials and not good:
             now, before = time.monotonic(), self.server.failed_logins
             log.event("login.reject", "warning", client=self._client(request))
@@ -260,13 +340,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return good
 
     def _own_form(self, request: wire.Request, form: Form) -> bool:
-        """Tell whether our own page sent this form, by what the browser says of it and by its token. `Sec-Fetch-Site` is
-        missing on plain HTTP from another machine, `Origin` from old browsers: the token is asked for in any case."""
+        """Tell whether our own page sent this form, by what the browser says of it and by its
+        token. `Sec-Fetch-Site` is missing on plain HTTP from another machine, `Origin` from old
+        browsers: the token is asked for in any case.
+        """
         site, origin = request.fields.get("sec-fetch-site"), request.fields.get("origin")
-        if site not in (None, "same-origin") or (origin is not None and origin.partition("://")[2] != request.fields.get("host")):
+        if site not in (None, "same-origin") or (
+            origin is not None and origin.partition("://")[2] != request.fields.get("host")
+        ):
             return False
         hour, given = int(time.time() // 3600), first(form, "token").encode()
-        return any(hmac.compare_digest(given, self.server.token(hour - n).encode()) for n in range(TOKEN_HOURS))
+        return any(
+            hmac.compare_digest(given, self.server.token(hour - n).encode())
+            for n in range(TOKEN_HOURS)
+        )
 
     # ---------------- what
 
@@ -282,15 +369,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return Store(self.server.settings.redis_url, process.name_of("dashboard"), timeout_s=2.0)
 
     def _frame(self, query: Form, now: float) -> pages.Frame:
-        return pages.Frame(self.server.token(int(time.time() // 3600)), first(query, "notice")[:300], now)
+        return pages.Frame(
+            self.server.token(int(time.time() // 3600)), first(query, "notice")[:300], now
+        )
 
     def _away(self, why: str) -> bytes:
         try:
-            kept = f"Deliveries go into the spool meanwhile; this machine's holds {dlq.spool_size(self.server.settings.state_dir)[0]:,}."
+            kept = (
+                "Deliveries go into the spool meanwhile; this machine's holds "
+                f"{dlq.spool_size(self.server.settings.state_dir)[0]:,}."
+            )
         except SpoolFailed as error:
             kept = str(error)
-        then = "Look at `supervisorctl -c supervisord.conf status` and at redis.log. This page tries again every 5 seconds."
-        return pages.page("message", title="Redis is away", text=f"It cannot be asked what is where: {why}. {kept}", then=then)
+        then = (
+            "Look at `supervisorctl -c supervisord.conf status` and at redis.log. This page tries "
+            "again every 5 seconds."
+        )
+        return pages.page(
+            "message",
+            title="Redis is away",
+            text=f"It cannot be asked what is where: {why}. {kept}",
+            then=then,
+        )
 
     def _route(self, request: wire.Request, body: bytes) -> Answer | None:
         path = request.path
@@ -299,11 +399,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path == "/favicon.ico":  # browsers ask by themselves; there is none
             return 204, TEXT, b"", ""
         delivery = DELIVERY.fullmatch(path)
-        if not delivery and path not in ("/dashboard", "/dashboard/dead", "/dashboard/events", "/metrics", *STATIC, *ACTS):
+        if not delivery and path not in (
+            "/dashboard",
+            "/dashboard/dead",
+            "/dashboard/events",
+            "/metrics",
+            *STATIC,
+            *ACTS,
+        ):
             return 404, TEXT, b"There is nothing here; the page is /dashboard.\n", ""
         wanted = ("POST",) if path in ACTS else ("GET", "HEAD")
         if request.method not in wanted:
-            return 405, TEXT, f"Only {wanted[0]} is possible here.\n".encode(), f"Allow: {', '.join(wanted)}\r\n"
+            return (
+                405,
+                TEXT,
+                f"Only {wanted[0]} is possible here.\n".encode(),
+                f"Allow: {', '.join(wanted)}\r\n",
+            )
         if path in STATIC:
             return self._static(request)
         if path == "/dashboard/events" and request.method == "GET":
@@ -318,7 +430,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if path == "/dashboard/dead":
                 return self._dead(store, query)
             if delivery:
-                return self._delivery(store, unquote(delivery[1], errors="replace"), bool(delivery[2]), query)
+                return self._delivery(
+                    store, unquote(delivery[1], errors="replace"), bool(delivery[2]), query
+                )
             found = status.gather(store, self.server.settings)
             return 200, HTML, pages.overview(found, self._frame(query, found.now)), ""
         finally:
@@ -340,28 +454,73 @@ class Handler(http.server.BaseHTTPRequestHandler):
             search = search_of(texts, now)
         except dlq.Nonsense as error:
             back = pages.part("link", href="/dashboard/dead", text="All dead letters")
-            return 400, HTML, pages.page("message", title="Dead letters", text=str(error), then=back), ""
+            return (
+                400,
+                HTML,
+                pages.page("message", title="Dead letters", text=str(error), then=back),
+                "",
+            )
         within_s = DEEP_S if first(query, "deep") else SEARCH_S
-        selected = dlq.select(store, search, (number - 1) * pages.ROWS, pages.ROWS + 1, newest=True, within_s=within_s)
+        selected = dlq.select(
+            store, search, (number - 1) * pages.ROWS, pages.ROWS + 1, newest=True, within_s=within_s
+        )
         chosen = list(dlq.jobs(store, selected))
-        return 200, HTML, pages.dead_list(chosen, selected, store.audit(), texts, number, self._frame(query, now)), ""
+        return (
+            200,
+            HTML,
+            pages.dead_list(
+                chosen, selected, store.audit(), texts, number, self._frame(query, now)
+            ),
+            "",
+        )
 
     def _delivery(self, store: Store, id: str, download: bool, query: Form) -> Answer:
         try:
             found = dlq.story(store, id)
         except dlq.NoSuch as error:
-            return 404, HTML, pages.page("message", title="No such delivery", text=str(error), then=""), ""
+            return (
+                404,
+                HTML,
+                pages.page("message", title="No such delivery", text=str(error), then=""),
+                "",
+            )
         if not download:
-            return 200, HTML, pages.delivery(found, first(query, "view"), self._frame(query, store.now())), ""
+            return (
+                200,
+                HTML,
+                pages.delivery(found, first(query, "view"), self._frame(query, store.now())),
+                "",
+            )
         if found.delivery is None:
-            return 404, TEXT, f"The body is not kept any more: the job is {found.state}.\n".encode(), ""
-        return 200, "application/octet-stream", found.delivery.body, f'Content-Disposition: attachment; filename="{found.id}.bin"\r\n'
+            return (
+                404,
+                TEXT,
+                f"The body is not kept any more: the job is {found.state}.\n".encode(),
+                "",
+            )
+        return (
+            200,
+            "application/octet-stream",
+            found.delivery.body,
+            f'Content-Disposition: attachment; filename="{found.id}.bin"\r\n',
+        )
 
     def _act(self, store: Store, request: wire.Request, form: Form) -> Answer:
-        """Do what the form says, then send the browser back with a notice: a reload of the page repeats nothing."""
+        """Do what the form says, then send the browser back with a notice: a reload of the page
+        repeats nothing.
+        """
         if not self._own_form(request, form):
-            return 403, TEXT, b"This form did not come from a page of this dashboard, or is over 11 hours old: reload the page.\n", ""
-        verb, act = request.path.rpartition("/")[2], dlq.actor("page", f"{USER} from {self._client(request)}")
+            return (
+                403,
+                TEXT,
+                b"This form did not come from a page of this dashboard, or is over 11 hours "
+                b"old: reload the page.\n",
+                "",
+            )
+        verb, act = (
+            request.path.rpartition("/")[2],
+            dlq.actor("page", f"{USER} from {self._client(request)}"),
+        )
         back = "/dashboard/dead" if "scope" in form or "only" in form else "/dashboard"
         if first(form, "back"):
             back = f"/dashboard/deliveries/{wire.quoted(first(form, 'back'))}"
@@ -376,7 +535,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return 303, TEXT, b"", f"Location: {back}?notice={wire.quoted(notice)}\r\n"
 
     def _ask(self, store: Store, verb: str, form: Form) -> Answer | None:
-        """Return the page that asks before an act on all that match, None when it has been asked."""
+        """Return the page that asks before an act on all that match, None when it has been
+        asked.
+        """
         if first(form, "confirm"):
             return None
         now = store.now()
@@ -392,7 +553,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return 200, HTML, pages.confirm(verb, ids, ends, search, texts, self._frame({}, now)), ""
 
     def log_message(self, *_: Any) -> None:
-        """http.server's own lines have another form; acts and refusals are logged where they happen."""
+        """http.server's own lines have another form; acts and refusals are logged where they
+        happen.
+        """
 
 
 def fields_of(text: str) -> Form:
@@ -409,7 +572,9 @@ def first(form: Form, name: str) -> str:
 
 def search_of(texts: dict[str, str], now: float) -> Search:
     """Return what the page's filter selects; `q` is its search field. Raises Nonsense."""
-    return dlq.search_of({**texts, "text": texts.get("q", ""), "event_type": texts.get("type", "")}, now)
+    return dlq.search_of(
+        {**texts, "text": texts.get("q", ""), "event_type": texts.get("type", "")}, now
+    )
 
 
 def do(store: Store, verb: str, form: Form, act: Act) -> str:
@@ -429,12 +594,19 @@ def do(store: Store, verb: str, form: Form, act: Act) -> str:
         search = search_of(texts, store.now())
     moved = (dlq.retry if verb == "retry" else dlq.discard)(store, search, act, dlq.PAGE_LIMIT)
     if not moved:
-        raise dlq.NoSuch("No dead letter any more: somebody else has put back or discarded what was chosen.")
+        raise dlq.NoSuch(
+            "No dead letter any more: somebody else has put back or discarded what was chosen."
+        )
     named = moved[0] if len(moved) == 1 else dlq.counted(len(moved))
-    left = f" {len(ids) - len(moved)} were no dead letters any more." if len(ids) > len(moved) else ""
+    left = (
+        f" {len(ids) - len(moved)} were no dead letters any more." if len(ids) > len(moved) else ""
+    )
     if verb == "retry":
         return f"Put back {named}.{left}"
-    return f"Discarded {named} (batch {act.act}).{left} They can be restored for 24 h, below on the overview or by dlqctl --undo {act.act}."
+    return (
+        f"Discarded {named} (batch {act.act}).{left} They can be restored for 24 h, below on the "
+        f"overview or by dlqctl --undo {act.act}."
+    )
 
 
 def metrics_text(store: Store, settings: Config) -> str:
@@ -442,22 +614,29 @@ def metrics_text(store: Store, settings: Config) -> str:
     began = time.perf_counter()
     store.raise_counters(log.take_counts())
     found, memory = status.gather(store, settings), store.memory()
-    gauges = metrics.gauges_of(found, memory, VERSION, platform.python_version(), time.perf_counter() - began)
+    gauges = metrics.gauges_of(
+        found, memory, VERSION, platform.python_version(), time.perf_counter() - began
+    )
     return "".join(metrics.text(store.metrics(), gauges, found.audit["sources"]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="dashboard.py", description="The operator's web page.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="dashboard.py", description="The operator's web page.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"webhookd {VERSION}")
     add_flags(parser, "DASHBOARD_HOST", "DASHBOARD_PORT", "STATE_DIR", "WEBHOOKS_FILE")
-    parser.add_argument("--check", action="store_true", help="test the settings and say what is wrong")
+    parser.add_argument(
+        "--check", action="store_true", help="test the settings and say what is wrong"
+    )
     args = parser.parse_args()
     flags = {name: value for name, value in vars(args).items() if name.isupper()}
 
     def read_settings() -> Config:
         return load(flags, root=process.root(), need=("DASHBOARD_PASSWORD",), sources=False)
 
-    # The kernel may hand a signal to any thread, and Python runs its handler in this one: it must be woken for that.
+    # The kernel may hand a signal to any thread, and Python runs its handler in this one: it must
+    # be woken for that.
     waker, woken = socket.socketpair()
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
@@ -467,8 +646,13 @@ def main() -> None:
         server = Server(settings, process.inherited_socket())
     except OSError as error:
         where = f"{settings.dashboard_host}:{settings.dashboard_port}"
-        sys.exit(f"{where} cannot be listened on: {error.strerror}. Set DASHBOARD_HOST and DASHBOARD_PORT to a free address.")
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+        sys.exit(
+            f"{where} cannot be listened on: {error.strerror}. Set DASHBOARD_HOST and "
+            "DASHBOARD_PORT to a free address."
+        )
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
+    ).start()
     log.event("process.start", program="dashboard", version=VERSION)
     process.boot_check(settings, process.name_of("dashboard"))
     while not (signals.stop or process.reload_wanted(signals)):

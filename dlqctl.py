@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""The operator's command: see what failed, put it back, discard it, bring that back, prove that nothing is lost.
+"""The operator's command: see what failed, put it back, discard it, bring that back, prove that
+nothing is lost.
 
-Data goes to standard output, talk to standard error. On a terminal, columns are aligned; through a pipe they are
-separated by tabs, and nothing is cut. Exit codes: 0 done, 1 failed, 2 usage, 3 no such thing, 4 declined,
-69 Redis unreachable, 78 settings, 130 interrupted, 141 closed pipe.
+Data goes to standard output, talk to standard error. On a terminal, columns are aligned; through a
+pipe they are separated by tabs, and nothing is cut. Exit codes: 0 done, 1 failed, 2 usage, 3 no
+such thing, 4 declined, 69 Redis unreachable, 78 settings, 130 interrupted, 141 closed pipe.
 """
 
 import argparse
@@ -21,7 +22,17 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hookq import dlq, log, process
-from hookq.config import EX_DECLINED, EX_GONE, EX_UNREACHABLE, EX_USAGE, VERSION, Config, add_flags, load, redis_url
+from hookq.config import (
+    EX_DECLINED,
+    EX_GONE,
+    EX_UNREACHABLE,
+    EX_USAGE,
+    VERSION,
+    Config,
+    add_flags,
+    load,
+    redis_url,
+)
 from hookq.job import arrived_at
 from hookq.link import Away
 from hookq.spool import SpoolFailed
@@ -49,35 +60,95 @@ SELECTORS = ("source", "cause", "event_type", "error", "since", "until")
 def parser() -> argparse.ArgumentParser:
     # allow_abbrev: `--fl` must not mean --flush.
     made = argparse.ArgumentParser(
-        prog="dlqctl", description="Dead letters and the ledger.", epilog=EXAMPLES, allow_abbrev=False,
-        usage="dlqctl (--view | --show ID | --retry N|all | --flush | --undo [BATCH] | --export FILE | --audit) [selectors] [options]",
+        prog="dlqctl",
+        description="Dead letters and the ledger.",
+        epilog=EXAMPLES,
+        allow_abbrev=False,
+        usage="dlqctl (--view | --show ID | --retry N|all | --flush | --undo [BATCH] "
+        "| --export FILE | --audit) [selectors] [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     acts = made.add_argument_group("acts").add_mutually_exclusive_group(required=True)
     acts.add_argument("--view", action="store_true", help="list dead letters, the oldest first")
-    acts.add_argument("--show", metavar="ID", help="everything about one delivery: a job id, its beginning, or a delivery id")
-    acts.add_argument("--retry", metavar="N|all", type=rank, help="put back dead letter number N of --view, or all that are selected")
-    acts.add_argument("--flush", action="store_true", help="discard the dead letters selected; they can be restored for 24 h")
-    acts.add_argument("--undo", nargs="?", const="", metavar="BATCH", help="bring back what was discarded last, or BATCH")
-    acts.add_argument("--export", metavar="FILE", help="write those selected to FILE (- for standard output), one JSON object a line")
-    acts.add_argument("--audit", action="store_true", help="compare what was accepted with what is there")
-    chosen = made.add_argument_group("selectors", "for --view, --retry all, --flush and --export; all must match")
-    chosen.add_argument("--id", action="append", default=[], metavar="ID", help="this one; may be repeated; a unique beginning will do")
+    acts.add_argument(
+        "--show",
+        metavar="ID",
+        help="everything about one delivery: a job id, its beginning, or a delivery id",
+    )
+    acts.add_argument(
+        "--retry",
+        metavar="N|all",
+        type=rank,
+        help="put back dead letter number N of --view, or all that are selected",
+    )
+    acts.add_argument(
+        "--flush",
+        action="store_true",
+        help="discard the dead letters selected; they can be restored for 24 h",
+    )
+    acts.add_argument(
+        "--undo",
+        nargs="?",
+        const="",
+        metavar="BATCH",
+        help="bring back what was discarded last, or BATCH",
+    )
+    acts.add_argument(
+        "--export",
+        metavar="FILE",
+        help="write those selected to FILE (- for standard output), one JSON object a line",
+    )
+    acts.add_argument(
+        "--audit", action="store_true", help="compare what was accepted with what is there"
+    )
+    chosen = made.add_argument_group(
+        "selectors", "for --view, --retry all, --flush and --export; all must match"
+    )
+    chosen.add_argument(
+        "--id",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="this one; may be repeated; a unique beginning will do",
+    )
     chosen.add_argument("--source", default="", help="of this source")
     chosen.add_argument("--type", dest="event_type", default="", help="of this event type")
-    chosen.add_argument("--error", default="", metavar="TEXT", help="with TEXT in the error, whatever the case")
-    chosen.add_argument("--cause", default="", metavar="C", help="of this cause; --view --by-cause lists them")
-    chosen.add_argument("--since", default="", metavar="T", help="dead since T: 90s, 2h or 3d ago, or an ISO date")
+    chosen.add_argument(
+        "--error", default="", metavar="TEXT", help="with TEXT in the error, whatever the case"
+    )
+    chosen.add_argument(
+        "--cause", default="", metavar="C", help="of this cause; --view --by-cause lists them"
+    )
+    chosen.add_argument(
+        "--since", default="", metavar="T", help="dead since T: 90s, 2h or 3d ago, or an ISO date"
+    )
     chosen.add_argument("--until", default="", metavar="T", help="dead before T")
-    made.add_argument("--by-cause", action="store_true", help="with --view: grouped by cause, the most first")
-    made.add_argument("--limit", type=limit, metavar="N", help="with --view: how many (default 20, 0 = all)")
-    made.add_argument("--newest", action="store_true", help="with --view: the newest first; numbers stay the same")
-    made.add_argument("--raw", action="store_true", help="with --show: the body alone, byte for byte")
-    made.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, and do nothing")
+    made.add_argument(
+        "--by-cause", action="store_true", help="with --view: grouped by cause, the most first"
+    )
+    made.add_argument(
+        "--limit", type=limit, metavar="N", help="with --view: how many (default 20, 0 = all)"
+    )
+    made.add_argument(
+        "--newest", action="store_true", help="with --view: the newest first; numbers stay the same"
+    )
+    made.add_argument(
+        "--raw", action="store_true", help="with --show: the body alone, byte for byte"
+    )
+    made.add_argument(
+        "-n", "--dry-run", action="store_true", help="say what would be done, and do nothing"
+    )
     made.add_argument("-y", "--yes", action="store_true", help="do not ask")
     made.add_argument("--json", action="store_true", help="machine-readable output")
-    made.add_argument("--no-color", action="store_true", help="no colour (also NO_COLOR and TERM=dumb)")
-    made.add_argument("--redis-url", type=open_url, metavar="URL", help="another Redis than that of the settings; without a password")
+    made.add_argument(
+        "--no-color", action="store_true", help="no colour (also NO_COLOR and TERM=dumb)"
+    )
+    made.add_argument(
+        "--redis-url",
+        type=open_url,
+        metavar="URL",
+        help="another Redis than that of the settings; without a password",
+    )
     made.add_argument("--version", action="version", version=f"dlqctl {VERSION}")
     add_flags(made, "STATE_DIR", "WEBHOOKS_FILE")
     return made
@@ -85,7 +156,9 @@ def parser() -> argparse.ArgumentParser:
 
 def rank(text: str) -> int | str:
     if text != "all" and not re.fullmatch(r"[0-9]{1,15}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of --view (0, 1, 2 …) nor all")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number of --view (0, 1, 2 …) nor all"
+        )
     return text if text == "all" else int(text)
 
 
@@ -98,7 +171,8 @@ def limit(text: str) -> int:
 def open_url(text: str) -> str:
     if "@" in text or "password" in text:  # any user of the machine can read a command line
         raise argparse.ArgumentTypeError(
-            "a URL with a user or a password belongs into REDIS_URL or REDIS_URL_FILE, not on the command line"
+            "a URL with a user or a password belongs into REDIS_URL or REDIS_URL_FILE, not on "
+            "the command line"
         )
     try:
         return redis_url(text)
@@ -108,7 +182,8 @@ def open_url(text: str) -> str:
 
 def main() -> None:
     made = parser()
-    # Bytes that are no UTF-8 come in as halves of surrogate pairs, which nothing could print or send.
+    # Bytes that are no UTF-8 come in as halves of surrogate pairs, which nothing could print or
+    # send.
     args = made.parse_args([os.fsencode(word).decode("utf-8", "replace") for word in sys.argv[1:]])
     if sys.stdout is None:
         sys.exit("Standard output is closed: there is nowhere to write to.")
@@ -122,10 +197,16 @@ def main() -> None:
     log.to_nowhere()  # the command's own output says what it did; the lines are for daemons
     try:
         args.settings = process.load_or_exit(lambda: settings_of(args))
-        code = run(args, Store(args.redis_url or args.settings.redis_url, process.name_of("dlqctl")))
+        code = run(
+            args, Store(args.redis_url or args.settings.redis_url, process.name_of("dlqctl"))
+        )
         sys.stdout.flush()
     except Away as error:
-        print(f"Redis cannot be reached ({error}). Is webhookd running with this STATE_DIR or REDIS_URL?", file=sys.stderr)
+        print(
+            f"Redis cannot be reached ({error}). Is webhookd running with this STATE_DIR or "
+            "REDIS_URL?",
+            file=sys.stderr,
+        )
         print(in_spool(args.settings), file=sys.stderr)
         code = EX_UNREACHABLE
     except dlq.NoSuch as error:
@@ -140,19 +221,28 @@ def main() -> None:
         code = EX_PIPE if isinstance(error, BrokenPipeError) else 1
         if code == 1:
             print(f"Standard output cannot be written: {error.strerror}.", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it flushes at its end
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), 1
+        )  # or the interpreter complains when it flushes at its end
     sys.exit(code)
 
 
 def in_spool(settings: Config) -> str:
     try:
-        return f"Meanwhile deliveries go into the spool of their machine; this one's holds {dlq.spool_size(settings.state_dir)[0]:,}."
+        return (
+            "Meanwhile deliveries go into the spool of their machine; this one's holds "
+            f"{dlq.spool_size(settings.state_dir)[0]:,}."
+        )
     except SpoolFailed as error:
         return str(error)
 
 
 def settings_of(args: argparse.Namespace) -> Config:
-    return load({name: value for name, value in vars(args).items() if name.isupper()}, root=process.root(), sources=False)
+    return load(
+        {name: value for name, value in vars(args).items() if name.isupper()},
+        root=process.root(),
+        sources=False,
+    )
 
 
 def run(args: argparse.Namespace, store: Store) -> int:
@@ -176,7 +266,11 @@ def selected(args: argparse.Namespace) -> bool:
 
 
 def search_of(store: Store, args: argparse.Namespace) -> Search:
-    return dlq.search_of({name: getattr(args, name) for name in SELECTORS}, store.now(), dlq.whole_ids(store, args.id))
+    return dlq.search_of(
+        {name: getattr(args, name) for name in SELECTORS},
+        store.now(),
+        dlq.whole_ids(store, args.id),
+    )
 
 
 def actor() -> Act:
@@ -193,18 +287,33 @@ def actor() -> Act:
 
 def view(store: Store, args: argparse.Namespace) -> int:
     total, now = store.audit()["dead"], store.now()
-    found = list(dlq.jobs(store, dlq.select(store, search_of(store, args), limit=args.limit, newest=args.newest)))
+    found = list(
+        dlq.jobs(
+            store, dlq.select(store, search_of(store, args), limit=args.limit, newest=args.newest)
+        )
+    )
     if args.json:
         return say_json([{"n": n, **as_json(job)} for n, job in found])
     if found:
-        table(args, ("N", "ID", "SOURCE", "EVENT TYPE", "ATTEMPTS", "DEAD FOR", "ERROR"), [row_of(n, job, now) for n, job in found])
+        table(
+            args,
+            ("N", "ID", "SOURCE", "EVENT TYPE", "ATTEMPTS", "DEAD FOR", "ERROR"),
+            [row_of(n, job, now) for n, job in found],
+        )
     if not total:
-        print("No dead letters. A job lands here when its attempts are used up, or at once when no retry can help.", file=sys.stderr)
+        print(
+            "No dead letters. A job lands here when its attempts are used up, or at once when "
+            "no retry can help.",
+            file=sys.stderr,
+        )
     elif not found:
         print(f"None match ({dlq.counted(total)} in all).", file=sys.stderr)
     else:
         causes = store.causes()
-        of = f"{len(found)} of {dlq.counted(total)}, {plural(len(causes), 'cause')}, oldest {dlq.age(now - oldest(causes, now))}"
+        of = (
+            f"{len(found)} of {dlq.counted(total)}, {plural(len(causes), 'cause')}, oldest "
+            f"{dlq.age(now - oldest(causes, now))}"
+        )
         print(f"{of}.   Next: dlqctl --show ID | dlqctl --retry N", file=sys.stderr)
     return 0
 
@@ -215,7 +324,15 @@ def oldest(causes: Sequence[Cause], now: float) -> float:
 
 def row_of(number: int, job: Parked, now: float) -> tuple[str, ...]:
     attempts = f"{job.attempt}/{job.facts.get('of', '?')}"
-    return (str(number), job.id[:SHOWN_ID], job.source, job.event_type, attempts, dlq.age(now - job.at), dlq.why(job))
+    return (
+        str(number),
+        job.id[:SHOWN_ID],
+        job.source,
+        job.event_type,
+        attempts,
+        dlq.age(now - job.at),
+        dlq.why(job),
+    )
 
 
 def view_causes(store: Store, args: argparse.Namespace) -> int:
@@ -223,10 +340,17 @@ def view_causes(store: Store, args: argparse.Namespace) -> int:
     if args.json:
         return say_json([cause._asdict() for cause in causes])
     if causes:
-        rows = [(c.id, f"{c.total}", c.source, *ages(c, now), c.sample[:SHOWN_ID], c.cause) for c in causes]
+        rows = [
+            (c.id, f"{c.total}", c.source, *ages(c, now), c.sample[:SHOWN_ID], c.cause)
+            for c in causes
+        ]
         table(args, ("CAUSE", "COUNT", "SOURCE", "FIRST", "LAST", "SAMPLE", "WHAT"), rows)
     then = "   Next: dlqctl --retry all --cause CAUSE" if causes else ""
-    print(f"{dlq.counted(sum(cause.total for cause in causes))}, {plural(len(causes), 'cause')}.{then}", file=sys.stderr)
+    print(
+        f"{dlq.counted(sum(cause.total for cause in causes))}, "
+        f"{plural(len(causes), 'cause')}.{then}",
+        file=sys.stderr,
+    )
     return 0
 
 
@@ -244,15 +368,25 @@ def show(store: Store, args: argparse.Namespace) -> int:
     if args.json:
         return say_json(story_json(found))
     for name, value in facts_of(found).items():
-        print(f"{name:12} {dlq.stamp(value) if name == 'received_at' else log.printable(str(value))}")
+        print(
+            f"{name:12} {dlq.stamp(value) if name == 'received_at' else log.printable(str(value))}"
+        )
     for event in found.events:
         facts = {**event, "answer": event["answer"]["status"]} if "answer" in event else event
-        told = "  ".join(f"{k}={v}" for k, v in facts.items() if k not in ("at", "event", "source", "output"))
+        told = "  ".join(
+            f"{k}={v}" for k, v in facts.items() if k not in ("at", "event", "source", "output")
+        )
         print(f"{dlq.stamp(event['at'])}  {event['event']:18} {log.printable(told)}")
     for text in filter(None, (found.trace, dlq.said(found))):
         print("\n" + printable_lines(text))
     if found.delivery:
-        print("\n" + "\n".join(f"{name}: {log.printable(value)}" for name, value in dlq.shown_headers(found.delivery).items()))
+        print(
+            "\n"
+            + "\n".join(
+                f"{name}: {log.printable(value)}"
+                for name, value in dlq.shown_headers(found.delivery).items()
+            )
+        )
         print("\n" + printable_lines(found.delivery.body.decode("utf-8", "backslashreplace")))
     return 0
 
@@ -262,31 +396,61 @@ def retry(store: Store, args: argparse.Namespace) -> int:
         found = [job for _, job in dlq.jobs(store, dlq.select(store, Search(), args.retry, 1))]
         if args.dry_run:
             if not found:
-                raise dlq.NoSuch(f"There is no dead letter number {args.retry}; see `dlqctl --view`.")
+                raise dlq.NoSuch(
+                    f"There is no dead letter number {args.retry}; see `dlqctl --view`."
+                )
             return told(args, {"would_retry": [found[0].id]}, f"Would put back {found[0].id}.")
         id = dlq.retry_rank(store, args.retry, actor())
-        of = f" ({found[0].source} {log.printable(found[0].event_type)})" if found and found[0].id == id else ""
-        return told(args, {"retried": [id]}, f"Put back {id}{of}. {left(store)}   Follow: dlqctl --show {id}")
+        of = (
+            f" ({found[0].source} {log.printable(found[0].event_type)})"
+            if found and found[0].id == id
+            else ""
+        )
+        return told(
+            args,
+            {"retried": [id]},
+            f"Put back {id}{of}. {left(store)}   Follow: dlqctl --show {id}",
+        )
     search = frozen(store, args)
     ids = list(dlq.select(store, search).numbers)
     if args.dry_run:
-        return told(args, {"would_retry": ids}, f"Would put back {dlq.counted(len(ids))} ({dlq.words(search)}).")
-    if len(ids) > ASK_ABOVE and not confirmed(args, f"This puts {dlq.counted(len(ids))} back ({dlq.words(search)}). Go on? [y/N] "):
+        return told(
+            args,
+            {"would_retry": ids},
+            f"Would put back {dlq.counted(len(ids))} ({dlq.words(search)}).",
+        )
+    if len(ids) > ASK_ABOVE and not confirmed(
+        args, f"This puts {dlq.counted(len(ids))} back ({dlq.words(search)}). Go on? [y/N] "
+    ):
         return EX_DECLINED
     moved = dlq.retry(store, search, actor())
-    return told(args, {"retried": moved}, f"Put back {len(moved):,}. {left(store)}   Follow: dlqctl --audit")
+    return told(
+        args, {"retried": moved}, f"Put back {len(moved):,}. {left(store)}   Follow: dlqctl --audit"
+    )
 
 
 def flush(store: Store, args: argparse.Namespace) -> int:
     search, act, now = frozen(store, args), actor(), store.now()
     ids = list(dlq.select(store, search).numbers)
     if args.dry_run:
-        return told(args, {"would_discard": ids}, f"Would discard {dlq.counted(len(ids))} ({dlq.words(search)}).")
+        return told(
+            args,
+            {"would_discard": ids},
+            f"Would discard {dlq.counted(len(ids))} ({dlq.words(search)}).",
+        )
     if not ids:
         return told(args, {"discarded": [], "batch": None}, "There is nothing to discard.")
     causes = dlq.by_cause(store, search)
-    of = f" ({plural(len({cause.source for cause in causes}), 'source')}, oldest {dlq.age(now - oldest(causes, now))})" if causes else ""
-    if not confirmed(args, f"This discards {dlq.counted(len(ids))}{of}. They can be restored for 24 h. Go on? [y/N] "):
+    of = (
+        f" ({plural(len({cause.source for cause in causes}), 'source')}, oldest "
+        f"{dlq.age(now - oldest(causes, now))})"
+        if causes
+        else ""
+    )
+    if not confirmed(
+        args,
+        f"This discards {dlq.counted(len(ids))}{of}. They can be restored for 24 h. Go on? [y/N] ",
+    ):
         return EX_DECLINED
     moved = dlq.discard(store, search, act)
     sentence = f"Discarded {len(moved):,} (batch {act.act}).   Back: dlqctl --undo {act.act}"
@@ -294,7 +458,9 @@ def flush(store: Store, args: argparse.Namespace) -> int:
 
 
 def frozen(store: Store, args: argparse.Namespace) -> Search:
-    """Return the selection up to now: what dies while a person reads the question is not touched."""
+    """Return the selection up to now: what dies while a person reads the question is not
+    touched.
+    """
     search = search_of(store, args)
     return search._replace(until=min(search.until, store.now()))
 
@@ -306,7 +472,11 @@ def undo(store: Store, args: argparse.Namespace) -> int:
         sentence = f"Would restore {len(ids)} of batch {log.printable(batch) or '(none)'}."
         return told(args, {"would_restore": ids, "batch": batch or None}, sentence)
     batch, ids = dlq.restore(store, args.undo, actor())
-    return told(args, {"restored": ids, "batch": batch}, f"Restored {len(ids):,} of batch {batch}.   See: dlqctl --view")
+    return told(
+        args,
+        {"restored": ids, "batch": batch},
+        f"Restored {len(ids):,} of batch {batch}.   See: dlqctl --view",
+    )
 
 
 def export(store: Store, args: argparse.Namespace) -> int:
@@ -314,11 +484,16 @@ def export(store: Store, args: argparse.Namespace) -> int:
     chosen, target, part = dlq.select(store, search_of(store, args)), Path(args.export), ""
     try:
         if args.export == "-":
-            count = sum(write_line(store, number, job, sys.stdout) for number, job in dlq.jobs(store, chosen))
+            count = sum(
+                write_line(store, number, job, sys.stdout)
+                for number, job in dlq.jobs(store, chosen)
+            )
         else:
             file, part = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name}-")
             with os.fdopen(file, "w") as out:
-                count = sum(write_line(store, number, job, out) for number, job in dlq.jobs(store, chosen))
+                count = sum(
+                    write_line(store, number, job, out) for number, job in dlq.jobs(store, chosen)
+                )
             Path(part).replace(target)
     except BrokenPipeError:
         raise
@@ -327,7 +502,11 @@ def export(store: Store, args: argparse.Namespace) -> int:
             Path(part).unlink(missing_ok=True)
         print(f"{log.printable(args.export)} cannot be written: {error.strerror}.", file=sys.stderr)
         return 1
-    print(f"Wrote {dlq.counted(count)} with headers and bodies as they came: keep them as safe as the secrets.", file=sys.stderr)
+    print(
+        f"Wrote {dlq.counted(count)} with headers and bodies as they came: keep them as safe "
+        "as the secrets.",
+        file=sys.stderr,
+    )
     return 0
 
 
@@ -335,7 +514,10 @@ def write_line(store: Store, number: int, job: Parked, out: TextIO) -> bool:
     delivery = store.delivery(job.id)
     if delivery:  # None: put back or discarded meanwhile
         body = base64.b64encode(delivery.body).decode()
-        print(json.dumps({"n": number, **as_json(job), "headers": delivery.headers, "body": body}), file=out)
+        print(
+            json.dumps({"n": number, **as_json(job), "headers": delivery.headers, "body": body}),
+            file=out,
+        )
     return delivery is not None
 
 
@@ -397,12 +579,24 @@ def as_json(job: Parked) -> dict[str, Any]:
     facts = job._asdict()
     died_at, last = facts.pop("at"), facts.pop("facts")
     del facts["batch"]
-    return {**facts, "state": "dead", "died_at": died_at, "error": dlq.why(job), "last_attempt": last}
+    return {
+        **facts,
+        "state": "dead",
+        "died_at": died_at,
+        "error": dlq.why(job),
+        "last_attempt": last,
+    }
 
 
 def story_json(found: dlq.Story) -> dict[str, Any]:
     body = found.delivery.body.decode("utf-8", "backslashreplace") if found.delivery else None
-    return {**facts_of(found), "headers": dlq.shown_headers(found.delivery), "events": found.events, "trace": found.trace, "body": body}
+    return {
+        **facts_of(found),
+        "headers": dlq.shown_headers(found.delivery),
+        "events": found.events,
+        "trace": found.trace,
+        "body": body,
+    }
 
 
 def facts_of(found: dlq.Story) -> dict[str, Any]:
@@ -413,10 +607,18 @@ def facts_of(found: dlq.Story) -> dict[str, Any]:
         facts |= {"received_at": d.received_at, "size": len(d.body)}
     elif found.events:
         told = found.events[-1]
-        facts |= {"source": told["source"], "event_type": told.get("event_type", ""), "delivery_id": told.get("delivery_id", "")}
+        facts |= {
+            "source": told["source"],
+            "event_type": told.get("event_type", ""),
+            "delivery_id": told.get("delivery_id", ""),
+        }
         facts["received_at"] = arrived_at(found.id)
     if found.parked:
-        facts |= {"attempt": found.parked.attempt, "max_attempts": found.parked.facts.get("of"), "cause": found.parked.cause}
+        facts |= {
+            "attempt": found.parked.attempt,
+            "max_attempts": found.parked.facts.get("of"),
+            "cause": found.parked.cause,
+        }
         facts["error"] = dlq.why(found.parked).removeprefix(": ")
     return facts
 
@@ -426,17 +628,22 @@ def printable_lines(text: str) -> str:
 
 
 def table(args: argparse.Namespace, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns, the last cut to the terminal's width; through a pipe, tabs and nothing cut, no colour."""
+    """Print aligned columns, the last cut to the terminal's width; through a pipe, tabs and nothing
+    cut, no colour.
+    """
     clean: list[list[str]] = [[log.printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        for row in clean:
-            print("\t".join(row))
+        for cells in clean:
+            print("\t".join(cells))
         return
-    widths = [max(len(row[i]) for row in [list(head), *clean]) for i in range(len(head))]
+    shown: list[Sequence[str]] = [head, *clean]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(head))]
     columns = shutil.get_terminal_size().columns
     plain = args.no_color or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    for row in [head, *clean]:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    for row in shown:
+        line = "  ".join(
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
         line = line if len(line) <= columns else line[: columns - 1] + "…"
         print(f"\x1b[1m{line}\x1b[0m" if row is head and not plain else line)
 

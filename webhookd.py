@@ -1,21 +1,24 @@
 #!/usr/bin/env python3
 """Takes deliveries in: bounded HTTP, the signature, a durable job, then the answer (R1).
 
-One thread serves all connections through epoll. Each turn of the loop reads what has arrived, verifies it, and
-commits all deliveries of the turn with one transaction; while Redis syncs it to disk the next turn is read. That is
-what makes it fast: most of the cost of a delivery is round trips and system calls, and they are shared.
+One thread serves all connections through epoll. Each turn of the loop reads what has arrived,
+verifies it, and commits all deliveries of the turn with one transaction; while Redis syncs it to
+disk the next turn is read. That is what makes it fast: most of the cost of a delivery is round
+trips and system calls, and they are shared.
 
-Of http.server it keeps HTTPServer: the life of the listening socket. It replaces the rest: BaseHTTPRequestHandler
-parses leniently (two Content-Lengths, bare CR, a body by Transfer-Encoding: each a way to smuggle a request), waits
-without an absolute limit, answers errors so that senders do not get to read them, and wants a thread for each
-connection.
+Of http.server it keeps HTTPServer: the life of the listening socket. It replaces the rest:
+BaseHTTPRequestHandler parses leniently (two Content-Lengths, bare CR, a body by Transfer-Encoding:
+each a way to smuggle a request), waits without an absolute limit, answers errors so that senders do
+not get to read them, and wants a thread for each connection.
 
-While Redis is away, slow past its limit, full or read-only, a turn's deliveries are committed to the spool instead, on
-this machine's disk, and drained into Redis when it is back, through the same step. What was under way when Redis
-failed goes there too: it may be in Redis already, and is then found by its job id (R6).
+While Redis is away, slow past its limit, full or read-only, a turn's deliveries are committed to
+the spool instead, on this machine's disk, and drained into Redis when it is back, through the same
+step. What was under way when Redis failed goes there too: it may be in Redis already, and is then
+found by its job id (R6).
 
-Promises: 202 and 200 are sent after the delivery is on disk, in Redis or in the spool; every refusal has its reason;
-memory, time and connections are bounded; 503 with Retry-After only when neither can take it.
+Promises: 202 and 200 are sent after the delivery is on disk, in Redis or in the spool; every
+refusal has its reason; memory, time and connections are bounded; 503 with Retry-After only when
+neither can take it.
 """
 
 import argparse
@@ -31,6 +34,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from email.utils import formatdate
 
 from hookq import log, process, selftest, wire
 from hookq.config import VERSION, Config, add_flags, load
@@ -47,28 +51,37 @@ PREFIX = "/api/webhooks/"
 JSON, TEXT = "application/json", "text/plain; charset=utf-8"
 
 READ = 256 * 1024  # one read, while a body is expected
-READ_AHEAD = 64 * 1024  # one read otherwise; GitHub's usual request fits, and 2,000 strangers hold no more than 256 MB
+READ_AHEAD = (
+    64 * 1024
+)  # one read otherwise; GitHub's usual request fits, and 2,000 strangers hold no more than 256 MB
 LARGE_PART = 15 / 16  # of MAX_HELD, that bodies longer than READ_AHEAD may fill
 ACCEPTS = 64  # new connections per turn, so that a burst of them does not starve those already here
-ANSWERS = 16  # to one connection per turn: whoever pipelines thousands of requests waits like everybody else
+# to one connection per turn: whoever pipelines thousands of requests waits like everybody else
+ANSWERS = 16
 BATCH, BATCH_BYTES = 64, 4 << 20  # of one commit: bounds how long Redis is busy with it
 EVICT_S = 1.0  # a connection may be here without a request, before it can lose its place to another
 SAY_S = 2.0  # between two heartbeats
 SWEEP_S = 0.5  # how often deadlines are looked at
 RETRY_AFTER_S = 5
 REFUSALS_PER_S = 20  # log lines; the counters are exact
-LEAVE_S = 5.0  # before a stop: so long a balancer that asks for /readyz has to notice, while its requests are still taken
+# before a stop: so long a balancer that asks for /readyz has to notice, while its requests are
+# still taken
+LEAVE_S = 5.0
 ASKED_S, SETTLED_S = 30.0, 10.0  # it has asked lately; what asked at the very start was `make run`
 DRAIN_NEW_S, DRAIN_KEPT_S, DRAIN_S = 2.0, 0.3, 10.0
-FIRST_REDIS_S = 1.0  # at the start, before connections are taken whose deliveries can only go to the spool
+FIRST_REDIS_S = (
+    1.0  # at the start, before connections are taken whose deliveries can only go to the spool
+)
 FOREVER = float("inf")
 # `selectors` would find out the same for half a microsecond more of each request.
 IN, OUT, BROKEN = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
 
 
 class Connection:
-    """One client. `deadline` is absolute; `request` is set from the head's end to the answer; `waiting` says that its
-    delivery is on the way to Redis; `lingering` that the answer is out and the rest is thrown away."""
+    """One client. `deadline` is absolute; `request` is set from the head's end to the answer;
+    `waiting` says that its delivery is on the way to Redis; `lingering` that the answer is out and
+    the rest is thrown away.
+    """
 
     __slots__ = (
         "buffer",
@@ -108,14 +121,19 @@ class Connection:
         return not (self.request or self.buffer or self.waiting or self.out)
 
 
-# A delivery on its way: who waits for the answer (None when it comes from the spool), what, and its dedupe_s.
+# A delivery on its way: who waits for the answer (None when it comes from the spool), what, and its
+# dedupe_s.
 Waiting = tuple[Connection | None, Delivery, int]
 
 
 class Server(http.server.HTTPServer):
-    """The listening socket and the loop. `run` returns when everything that was asked is answered."""
+    """The listening socket and the loop. `run` returns when everything that was asked is
+    answered.
+    """
 
-    request_queue_size = 1024  # a burst of connects waits here; the default of 5 turned 46 of 100 away
+    request_queue_size = (
+        1024  # a burst of connects waits here; the default of 5 turned 46 of 100 away
+    )
     allow_reuse_address = True
 
     def __init__(self, settings: Config, inherited: socket.socket | None = None) -> None:
@@ -126,9 +144,13 @@ class Server(http.server.HTTPServer):
             self.socket = inherited
         else:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self.socket.bind(address)  # not server_bind(): that asks DNS for our name, which can take a minute
+            self.socket.bind(
+                address
+            )  # not server_bind(): that asks DNS for our name, which can take a minute
             self.server_activate()
-        self.socket.setblocking(False)  # shared with the other processes: somebody else may take the connection
+        self.socket.setblocking(
+            False
+        )  # shared with the other processes: somebody else may take the connection
         self.settings = settings
         self.poll = select.epoll()
         self.watched: dict[int, Connection | Callable[[int], None]] = {}
@@ -148,7 +170,9 @@ class Server(http.server.HTTPServer):
         self.waker, self.woken = socket.socketpair()
         self.woken.setblocking(False)
         self.waker.setblocking(False)
-        self.intake = Intake(settings.redis_url, process.name_of("ingest"), self.wake, replicas=settings.durability)
+        self.intake = Intake(
+            settings.redis_url, process.name_of("ingest"), self.wake, replicas=settings.durability
+        )
         self.retry_at = self.flushed_at = self.said_at = 0.0
         self.why = ""
         self.spool = Spool(settings.state_dir / "spool.db", settings.max_spool)
@@ -169,13 +193,22 @@ class Server(http.server.HTTPServer):
 
     def run(self, signals: process.Signals) -> None:
         self._register(self.woken, IN, self._woken)
-        self.intake.start()  # and only then _listen: whoever connects at once would only go through the spool
+        # and only then _listen: whoever connects at once would only go through the spool
+        self.intake.start()
         swept, self.started_at = 0.0, time.monotonic()
         while not (self.draining_since and self._drained()):
-            wait_s = 0 if self.more or (self.pending and not self.intake.up) else 0.05 if self.draining_since else SWEEP_S
+            wait_s = (
+                0
+                if self.more or (self.pending and not self.intake.up)
+                else 0.05
+                if self.draining_since
+                else SWEEP_S
+            )
             for fd, mask in self.poll.poll(wait_s):
                 if watched := self.watched.get(fd):  # else it was given up earlier in this turn
-                    self._on_connection(watched, mask) if isinstance(watched, Connection) else watched(mask)
+                    self._on_connection(watched, mask) if isinstance(
+                        watched, Connection
+                    ) else watched(mask)
             more, self.more = self.more, {}
             for c in more:
                 self._advance(c)
@@ -187,7 +220,9 @@ class Server(http.server.HTTPServer):
             self._obey(signals, now)
 
     def _obey(self, signals: process.Signals, now: float) -> None:
-        """Start anew in place, or stop: /readyz goes bad first, then nobody new is taken in, then what is here is finished."""
+        """Start anew in place, or stop: /readyz goes bad first, then nobody new is taken in, then
+        what is here is finished.
+        """
         if signals.reload and not (self.checking or self.reload):
             self.checking = True
             process.in_background(self._check_reload, signals)
@@ -202,12 +237,16 @@ class Server(http.server.HTTPServer):
             self._stop_listening()
 
     def _check_reload(self, signals: process.Signals) -> None:
-        """Tell the loop to drain and start anew, if the settings of now allow it; in a thread, since that takes a while."""
+        """Tell the loop to drain and start anew, if the settings of now allow it; in a thread,
+        since that takes a while.
+        """
         self.reload = process.reload_wanted(signals)
         self.checking = False
         self.wake()
 
-    def _register(self, sock: socket.socket, mask: int, who: "Connection | Callable[[int], None]") -> None:
+    def _register(
+        self, sock: socket.socket, mask: int, who: "Connection | Callable[[int], None]"
+    ) -> None:
         self.poll.register(sock, mask)
         self.watched[sock.fileno()] = who
 
@@ -220,7 +259,9 @@ class Server(http.server.HTTPServer):
         if self.intake.adopt():
             log.event("redis.up")
             self.why = ""
-            process.in_background(process.boot_check, self.settings, self.intake.name)  # the loop waits for nobody
+            process.in_background(
+                process.boot_check, self.settings, self.intake.name
+            )  # the loop waits for nobody
             self.intake_mask = 0
             self._watch_intake()
             self._listen(not self.draining_since)
@@ -235,15 +276,20 @@ class Server(http.server.HTTPServer):
 
     def _on_listener(self, _mask: int = 0) -> None:
         for _ in range(ACCEPTS):
-            if len(self.connections) - self.lingering >= self.settings.max_connections and not self._evict():
-                self.crowded = True  # the backlog keeps what waits, until somebody goes or has been here for long enough
+            if (
+                len(self.connections) - self.lingering >= self.settings.max_connections
+                and not self._evict()
+            ):
+                # the backlog keeps what waits, until somebody goes or has been here for long enough
+                self.crowded = True
                 self._listen(False)
                 return
             try:
                 sock, address = self.socket.accept()
             except (BlockingIOError, ConnectionError):
                 return
-            except OSError as error:  # out of files or memory: the backlog keeps what waits, the sweep tries again
+            # out of files or memory: the backlog keeps what waits, the sweep tries again
+            except OSError as error:
                 log.event("connections.exhausted", "error", error=error.strerror)
                 self._listen(False)
                 return
@@ -255,14 +301,22 @@ class Server(http.server.HTTPServer):
             self._on_connection(connection, IN)  # its request is usually here already
 
     def _evict(self) -> bool:
-        """Make room, if anybody can go: whoever has sent nothing complete for the longest; who had begun a body is told so."""
+        """Make room, if anybody can go: whoever has sent nothing complete for the longest; who had
+        begun a body is told so.
+        """
         before = time.monotonic() - EVICT_S
-        candidates = [c for c in self.connections if c.since < before and not (c.waiting or c.out or c.lingering)]
+        candidates = [
+            c
+            for c in self.connections
+            if c.since < before and not (c.waiting or c.out or c.lingering)
+        ]
         for connection in heapq.nsmallest(32, candidates, key=lambda c: c.since):
             self.counters["evicted_connections"] += 1
             if connection.request:
                 connection.buffer = b""
-                self._refuse(connection, Rejected("overloaded", "there are too many connections"), 503)
+                self._refuse(
+                    connection, Rejected("overloaded", "there are too many connections"), 503
+                )
             else:
                 self._forget(connection)
         return bool(candidates) and len(self.connections) < 2 * self.settings.max_connections
@@ -310,7 +364,9 @@ class Server(http.server.HTTPServer):
         self._advance(c)
 
     def _advance(self, c: Connection) -> None:
-        """Answer the complete requests of the buffer, a few per turn; stop at the first that has to wait."""
+        """Answer the complete requests of the buffer, a few per turn; stop at the first that has to
+        wait.
+        """
         try:
             for _ in range(ANSWERS):
                 if not c.buffer or c.waiting or c.out or c.lingering or c not in self.connections:
@@ -326,7 +382,9 @@ class Server(http.server.HTTPServer):
         self._watch(c)
 
     def _request(self, c: Connection) -> bool:
-        """Do what can be done for the first request of the buffer; False when more of it must come."""
+        """Do what can be done for the first request of the buffer; False when more of it must
+        come.
+        """
         try:
             if c.request is None and not self._head(c):
                 return False
@@ -337,7 +395,9 @@ class Server(http.server.HTTPServer):
             return True
 
     def _head(self, c: Connection) -> bool:
-        """Parse the head if it is complete, and check everything that can be checked before the body is read."""
+        """Parse the head if it is complete, and check everything that can be checked before the
+        body is read.
+        """
         end = wire.head_end(c.buffer)
         if end < 0:
             return False
@@ -349,10 +409,20 @@ class Server(http.server.HTTPServer):
             self._answer_page(c, request) if source is None else None
             return True
         if request.length is None:
-            self._refuse(c, Rejected("bad_request", "a webhook needs a body with Content-Length"), 411, source)
+            self._refuse(
+                c,
+                Rejected("bad_request", "a webhook needs a body with Content-Length"),
+                411,
+                source,
+            )
             return True
         if request.length > self.settings.max_body:
-            self._refuse(c, Rejected("too_large", f"the body is longer than {self.settings.max_body} bytes"), 413, source)
+            self._refuse(
+                c,
+                Rejected("too_large", f"the body is longer than {self.settings.max_body} bytes"),
+                413,
+                source,
+            )
             return True
         c.request, c.where = request, end
         if not self._hold(c, request.length, min(len(c.buffer) - end, request.length)):
@@ -360,14 +430,17 @@ class Server(http.server.HTTPServer):
         c.close = c.close or not request.keep_alive or bool(self.draining_since)
         c.deadline = time.monotonic() + wire.BODY_S
         if request.expects and len(c.buffer) == end:
-            c.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")  # small, and the first of its answer: it fits or the client is gone
+            c.sock.send(
+                b"HTTP/1.1 100 Continue\r\n\r\n"
+            )  # small, and the first of its answer: it fits or the client is gone
         return True
 
     def _hold(self, c: Connection, length: int, more: int) -> bool:
-        """Count `more` bytes of a body of `length` that are here; refuse it, and return False, when all are too many.
+        """Count `more` bytes of a body of `length` that are here; refuse it, and return False, when
+        all are too many.
 
-        What is only announced is not counted, or a few senders of nothing could keep everybody out; and large bodies
-        leave a part to those of the usual size.
+        What is only announced is not counted, or a few senders of nothing could keep everybody out;
+        and large bodies leave a part to those of the usual size.
         """
         if self.held + more > self.settings.max_held * (LARGE_PART if length > READ_AHEAD else 1):
             c.buffer = b""
@@ -378,13 +451,21 @@ class Server(http.server.HTTPServer):
         return True
 
     def _source_of(self, c: Connection, request: Request) -> str | None:
-        """Return the source a delivery is for, "" when the request has been refused here, None when it is for a page."""
+        """Return the source a delivery is for, "" when the request has been refused here, None when
+        it is for a page.
+        """
         if not request.path.startswith(PREFIX):
             return None
         name = request.path[len(PREFIX) :]
         head_only = request.method == "HEAD"
         if name not in self.settings.sources:
-            self._refuse(c, Rejected("unknown_source", "there is no such source"), 404, "_unknown", head_only=head_only)
+            self._refuse(
+                c,
+                Rejected("unknown_source", "there is no such source"),
+                404,
+                "_unknown",
+                head_only=head_only,
+            )
         elif request.method != "POST":
             why = Rejected("bad_request", f"{request.method} is no way to deliver")
             self._refuse(c, why, 405, name, head_only=head_only, extra="Allow: POST\r\n")
@@ -394,11 +475,16 @@ class Server(http.server.HTTPServer):
 
     def _answer_page(self, c: Connection, request: Request) -> None:
         pages = {"/": (200, b"webhookd is running.\n"), "/livez": (200, b"ok\n")}
-        status, text = self._readiness() if request.path == "/readyz" else pages.get(request.path, (404, b"There is nothing here.\n"))
+        status, text = (
+            self._readiness()
+            if request.path == "/readyz"
+            else pages.get(request.path, (404, b"There is nothing here.\n"))
+        )
         extra = ""
         if status != 404 and request.method not in ("GET", "HEAD"):
             status, text, extra = 405, b"Only GET is possible here.\n", "Allow: GET, HEAD\r\n"
-        # A body that nobody reads would be taken for the next request: the connection ends after such an answer.
+        # A body that nobody reads would be taken for the next request: the connection ends after
+        # such an answer.
         close = not request.keep_alive or bool(request.length) or request.expects
         self._answer(c, status, text, TEXT, extra, close=close, head_only=request.method == "HEAD")
 
@@ -427,7 +513,16 @@ class Server(http.server.HTTPServer):
         source = self.settings.sources[request.path[len(PREFIX) :]]
         arrived_at, ahead_s = time.time(), self.intake.ahead_s
         id = self.ids.make(arrived_at + ahead_s)
-        found = verify(source.signer, request.fields, request.head, body, arrived_at, id, request.query, ahead_s)
+        found = verify(
+            source.signer,
+            request.fields,
+            request.head,
+            body,
+            arrived_at,
+            id,
+            request.query,
+            ahead_s,
+        )
         if isinstance(found, Rejected):
             self._refuse(c, found, 401, source.signer.name, close=c.close)
         else:
@@ -439,9 +534,19 @@ class Server(http.server.HTTPServer):
     # ---------------- answers
 
     def _refuse(
-        self, c: Connection, why: Rejected, status: int, source: str = "", *, close: bool = True, head_only: bool = False, extra: str = ""
+        self,
+        c: Connection,
+        why: Rejected,
+        status: int,
+        source: str = "",
+        *,
+        close: bool = True,
+        head_only: bool = False,
+        extra: str = "",
     ) -> None:
-        """Answer a request that is no delivery; count it, and write a line unless there were many this second (R8)."""
+        """Answer a request that is no delivery; count it, and write a line unless there were many
+        this second (R8).
+        """
         source = source or (c.request.path[len(PREFIX) :] if c.request else "_unknown")
         self.counters[f"rejected:{source}:{why.reason}"] += 1
         self.counters[f"http:{source}:{status}"] += 1
@@ -450,12 +555,30 @@ class Server(http.server.HTTPServer):
         self.refusals = (second, lines)
         if lines <= REFUSALS_PER_S:
             client = wire.client_of(c.peer, c.forwarded, self.settings.trusted_proxies)
-            log.event("request.reject", "warning", source=source, client=client, code=status, reason=why.reason, why=why.why)
+            log.event(
+                "request.reject",
+                "warning",
+                source=source,
+                client=client,
+                code=status,
+                reason=why.reason,
+                why=why.why,
+            )
         body = json.dumps({"status": "rejected", "id": None, "reason": why.reason}).encode()
         extra += f"Retry-After: {RETRY_AFTER_S}\r\n" if status == 503 else ""
         self._answer(c, status, body, JSON, extra, close=close, head_only=head_only)
 
-    def _answer(self, c: Connection, status: int, body: bytes, kind: str, extra: str = "", *, close: bool, head_only: bool = False) -> None:
+    def _answer(
+        self,
+        c: Connection,
+        status: int,
+        body: bytes,
+        kind: str,
+        extra: str = "",
+        *,
+        close: bool,
+        head_only: bool = False,
+    ) -> None:
         if c.held:
             self.held -= c.held
             c.held = 0
@@ -466,13 +589,13 @@ class Server(http.server.HTTPServer):
         c.close = c.close or close or bool(self.draining_since)
         second = int(time.time())
         if self.date[0] != second:
-            self.date = (second, self.date_time_string(second))
-        c.out += wire.reply(status, body, kind, self.date[1], extra=extra, close=c.close, head_only=head_only)
+            self.date = (second, formatdate(second, usegmt=True))
+        c.out += wire.reply(
+            status, body, kind, self.date[1], extra=extra, close=c.close, head_only=head_only
+        )
         c.since = time.monotonic()
         c.deadline = c.since + wire.WRITE_S
         self._flush(c)
-
-    date_time_string = http.server.BaseHTTPRequestHandler.date_time_string
 
     def _flush(self, c: Connection) -> None:
         try:
@@ -494,7 +617,9 @@ class Server(http.server.HTTPServer):
         self._watch(c)
 
     def _linger(self, c: Connection) -> None:
-        """Say that no more is coming and read on for a while: closing with unread bytes would reset the answer away."""
+        """Say that no more is coming and read on for a while: closing with unread bytes would reset
+        the answer away.
+        """
         if c.ended:
             self._forget(c)
             return
@@ -509,8 +634,12 @@ class Server(http.server.HTTPServer):
         self._watch(c)
 
     def _watch(self, c: Connection) -> None:
-        """Ask epoll for what this connection is waiting for; nothing is read ahead without a bound."""
-        wanted = c.request is not None and not c.waiting  # the rest of a body, whose length was checked
+        """Ask epoll for what this connection is waiting for; nothing is read ahead without a
+        bound.
+        """
+        wanted = (
+            c.request is not None and not c.waiting
+        )  # the rest of a body, whose length was checked
         read = not c.ended and (wanted or len(c.buffer) < READ_AHEAD)
         mask = (IN if read else 0) | (OUT if c.out else 0)
         if mask == c.mask or c not in self.connections:
@@ -548,13 +677,16 @@ class Server(http.server.HTTPServer):
             self.intake_mask = mask
 
     def _commit(self) -> None:
-        """Make durable what this turn gathered: in Redis as one batch, unless enough is under way already, else in the spool."""
+        """Make durable what this turn gathered: in Redis as one batch, unless enough is under way
+        already, else in the spool.
+        """
         now = time.monotonic()
         if now - self.flushed_at >= 1.0 or self.draining_since:
             self.counters.update(log.take_counts())
             self.durations.drain(self.counters)
         if self.counters and (now - self.flushed_at >= 1.0 or self.draining_since):
-            # Under an id of its own, so that a flush whose reply was lost is not counted twice when it is sent again.
+            # Under an id of its own, so that a flush whose reply was lost is not counted twice when
+            # it is sent again.
             self.flushes.append((self.ids.make(time.time()), self.counters))
             self.counters, self.flushed_at = Counter(), now
         if not self.intake.up:
@@ -566,7 +698,8 @@ class Server(http.server.HTTPServer):
             return
         while not self.intake.busy and self.intake.up:
             if self.pending or self.flushes:
-                batch, size = [], 0
+                batch: list[Waiting] = []
+                size = 0
                 while self.pending and len(batch) < BATCH and size < BATCH_BYTES:
                     batch.append(self.pending.popleft())
                     size += len(batch[-1][1].body)
@@ -579,7 +712,11 @@ class Server(http.server.HTTPServer):
     def _submit(self, batch: list[Waiting], rows: list[int]) -> None:
         flush = self.flushes.popleft() if self.flushes else None
         try:
-            self.intake.submit([(delivery, dedupe_s) for _, delivery, dedupe_s in batch], flush, (batch, rows, flush))
+            self.intake.submit(
+                [(delivery, dedupe_s) for _, delivery, dedupe_s in batch],
+                flush,
+                (batch, rows, flush),
+            )
             self._watch_intake()
         except Away as error:
             self._redis_failed(str(error))
@@ -599,10 +736,17 @@ class Server(http.server.HTTPServer):
             self._redis_failed(str(error))
 
     def _accepted(self, c: Connection | None, delivery: Delivery, id: str, now: float) -> None:
-        """Answer a delivery that is durable. `id` is its job's: another than its own says that it is a duplicate."""
+        """Answer a delivery that is durable. `id` is its job's: another than its own says that it
+        is a duplicate.
+        """
         duplicate = id != delivery.id
         if duplicate:
-            told = {"source": delivery.source, "id": id, "delivery_id": delivery.delivery_id, "event_type": delivery.event_type}
+            told = {
+                "source": delivery.source,
+                "id": id,
+                "delivery_id": delivery.delivery_id,
+                "event_type": delivery.event_type,
+            }
             log.event("delivery.duplicate", **told, traceparent=delivery.traceparent)
         if c is None:  # it was answered when the spool took it
             return
@@ -617,7 +761,9 @@ class Server(http.server.HTTPServer):
                 self._advance(c)
 
     def _redis_failed(self, why: str) -> None:
-        """Give up the connection to Redis: what waits goes into the spool, and a new one is made in the background."""
+        """Give up the connection to Redis: what waits goes into the spool, and a new one is made in
+        the background.
+        """
         log.event("redis.away", "error", why=why)
         self.why = why  # told: the sweep says what else it finds
         if self.intake_mask:
@@ -634,7 +780,9 @@ class Server(http.server.HTTPServer):
     # ---------------- the spool
 
     def _into_spool(self, waiting: list[Waiting]) -> None:
-        """Commit to the local disk, then answer; where that fails too, 503: never a 4xx, the sender must come again."""
+        """Commit to the local disk, then answer; where that fails too, 503: never a 4xx, the sender
+        must come again.
+        """
         try:
             self.spool.accept([(delivery, dedupe_s) for _, delivery, dedupe_s in waiting])
             self._spool_state("")
@@ -642,11 +790,19 @@ class Server(http.server.HTTPServer):
             self._spool_state(str(error))
             for c, delivery, _ in waiting:
                 if c in self.connections:
-                    self._refuse(c, Rejected("overloaded", "Redis is away, and the spool failed"), 503, delivery.source, close=c.close)
+                    self._refuse(
+                        c,
+                        Rejected("overloaded", "Redis is away, and the spool failed"),
+                        503,
+                        delivery.source,
+                        close=c.close,
+                    )
                     self._advance(c)
             return
         if waiting and not self.spooled:
-            log.event("spool.begin", "warning", why="Redis is away: deliveries are kept on the local disk")
+            log.event(
+                "spool.begin", "warning", why="Redis is away: deliveries are kept on the local disk"
+            )
         self.spooled += len(waiting)
         now = time.time() + self.intake.ahead_s
         for c, delivery, _ in waiting:
@@ -658,7 +814,9 @@ class Server(http.server.HTTPServer):
             log.event("spool.failed", "critical", why=why) if why else log.event("spool.mended")
 
     def _drain_spool(self) -> None:
-        """Send the oldest of the spool as one batch. Another process may do the same: whoever is second changes nothing (R6)."""
+        """Send the oldest of the spool as one batch. Another process may do the same: whoever is
+        second changes nothing (R6).
+        """
         try:
             found = self.spool.oldest(BATCH, BATCH_BYTES)
         except SpoolFailed as error:
@@ -670,10 +828,15 @@ class Server(http.server.HTTPServer):
             log.event("spool.end")
             return
         self.draining_spool = True
-        self._submit([(None, spooled.delivery, spooled.dedupe_s) for spooled in found], [spooled.row for spooled in found])
+        self._submit(
+            [(None, spooled.delivery, spooled.dedupe_s) for spooled in found],
+            [spooled.row for spooled in found],
+        )
 
     def _drained_rows(self, rows: list[int]) -> None:
-        """Forget rows that are in Redis now. Where that fails nothing more is drained: they would only come again."""
+        """Forget rows that are in Redis now. Where that fails nothing more is drained: they would
+        only come again.
+        """
         try:
             self.counters["spooled"] += self.spool.remove(rows)
             self.to_remove, self.draining_spool = [], False
@@ -682,7 +845,9 @@ class Server(http.server.HTTPServer):
             self._spool_state(str(error))
 
     def _look_at_spool(self) -> None:
-        """Find out what other processes, or an earlier life of this one, left in it; and whether it can be written again."""
+        """Find out what other processes, or an earlier life of this one, left in it; and whether it
+        can be written again.
+        """
         try:
             if self.spool_why:
                 self.spool.accept([])
@@ -701,7 +866,9 @@ class Server(http.server.HTTPServer):
         """End what is past its deadline; look after Redis and the listener."""
         for c in [c for c in self.connections if c.deadline < now]:
             if c.request or (c.buffer and not c.lingering and not c.out):
-                self._refuse(c, Rejected("bad_request", "the request was not complete in time"), 408)
+                self._refuse(
+                    c, Rejected("bad_request", "the request was not complete in time"), 408
+                )
             else:
                 self._forget(c)
         if self.intake.overdue(now):
@@ -721,9 +888,16 @@ class Server(http.server.HTTPServer):
             self._listen(True)
 
     def _say(self, now: float) -> None:
-        """Tell the pages of all hosts what this process does; or that it ends, unless they are to know what is left in its spool."""
+        """Tell the pages of all hosts what this process does; or that it ends, unless they are to
+        know what is left in its spool.
+        """
         self.said_at, up_s = now, round(now - self.started_at)
-        facts = {"pid": os.getpid(), "up_s": up_s, "connections": len(self.connections), "spooled": self.spooled}
+        facts = {
+            "pid": os.getpid(),
+            "up_s": up_s,
+            "connections": len(self.connections),
+            "spooled": self.spooled,
+        }
         try:
             self.intake.say(None if self.draining_since and not self.spooled else facts)
             if self.intake.up:
@@ -732,7 +906,9 @@ class Server(http.server.HTTPServer):
             self._redis_failed(str(error))
 
     def _drain(self, now: float) -> None:
-        """Take no new connections; answer what comes on those that are here, and say that each is the last."""
+        """Take no new connections; answer what comes on those that are here, and say that each is
+        the last.
+        """
         log.event("process.drain")
         self._listen(False)  # kept open on a reload: the next of us goes on with what waits in it
         self.draining_since = now
@@ -742,9 +918,13 @@ class Server(http.server.HTTPServer):
                 c.deadline = min(c.deadline, now + (DRAIN_KEPT_S if c.kept else DRAIN_NEW_S))
 
     def _stop_listening(self) -> None:
-        """Close the listening socket, once those whose connection it has already made were taken in: the rest is refused."""
+        """Close the listening socket, once those whose connection it has already made were taken
+        in: the rest is refused.
+        """
         before = -1
-        while len(self.connections) > before and len(self.connections) < self.settings.max_connections:
+        while (
+            len(self.connections) > before and len(self.connections) < self.settings.max_connections
+        ):
             before = len(self.connections)
             self._on_listener()
         now = time.monotonic()
@@ -768,14 +948,27 @@ def serve(read_settings: Callable[[], Config]) -> None:
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        log.event("spool.failed", "critical", why=f"STATE_DIR {settings.state_dir} cannot be made: {error.strerror}")
+        log.event(
+            "spool.failed",
+            "critical",
+            why=f"STATE_DIR {settings.state_dir} cannot be made: {error.strerror}",
+        )
     try:
         server = Server(settings, process.inherited_socket())
     except OSError as error:
-        sys.exit(f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. Set HOST and PORT to a free address.")
+        sys.exit(
+            f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. Set "
+            "HOST and PORT to a free address."
+        )
     signals.wake = server.wake
     log.never_wait()
-    log.event("process.start", program="webhookd", version=VERSION, sources=sorted(settings.sources), files=hard)
+    log.event(
+        "process.start",
+        program="webhookd",
+        version=VERSION,
+        sources=sorted(settings.sources),
+        files=hard,
+    )
     server.run(signals)
     if server.reload and not signals.stop:
         process.reexec(server.socket)
@@ -783,15 +976,42 @@ def serve(read_settings: Callable[[], Config]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="webhookd.py", description="Takes signed webhooks in.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="webhookd.py", description="Takes signed webhooks in.", allow_abbrev=False
+    )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--check", action="store_true", help="test the settings and say what is wrong")
-    mode.add_argument("--selftest", nargs="?", const="", metavar="FILE", help="run signature vectors (default: those of the project)")
-    mode.add_argument("--send", nargs="?", const="", metavar="FILE", help="send one signed sample and follow it to the end")
-    parser.add_argument("--source", default="github", help="with --send: whose delivery it is (default github)")
+    mode.add_argument(
+        "--check", action="store_true", help="test the settings and say what is wrong"
+    )
+    mode.add_argument(
+        "--selftest",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="run signature vectors (default: those of the project)",
+    )
+    mode.add_argument(
+        "--send",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="send one signed sample and follow it to the end",
+    )
+    parser.add_argument(
+        "--source", default="github", help="with --send: whose delivery it is (default github)"
+    )
     parser.add_argument("--fail", action="store_true", help="with --send: a body that is no JSON")
     parser.add_argument("--version", action="version", version=f"webhookd {VERSION}")
-    add_flags(parser, "HOST", "PORT", "MAX_BODY", "MAX_CONNECTIONS", "MAX_HELD", "STATE_DIR", "WEBHOOKS_FILE")
+    add_flags(
+        parser,
+        "HOST",
+        "PORT",
+        "MAX_BODY",
+        "MAX_CONNECTIONS",
+        "MAX_HELD",
+        "STATE_DIR",
+        "WEBHOOKS_FILE",
+    )
     args = parser.parse_args()
     flags = {name: value for name, value in vars(args).items() if name.isupper()}
 
@@ -807,7 +1027,9 @@ def main() -> None:
     if args.check:
         process.load_or_exit(read_settings, check=True)
     elif args.send is not None:
-        sys.exit(send_sample(process.load_or_exit(read_settings), args.source, args.send, fail=args.fail))
+        sys.exit(
+            send_sample(process.load_or_exit(read_settings), args.source, args.send, fail=args.fail)
+        )
     else:
         serve(read_settings)
 

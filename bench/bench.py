@@ -1,10 +1,12 @@
-"""Measures webhookd beside its peers, in turn (A B A B) and in one run, and says which targets are met.
+"""Measures webhookd beside its peers, in turn (A B A B) and in one run, and says which targets are
+met.
 
     bench.py [--quick]          the full run takes about 12 minutes, the quick one about one
 
-Everything durable (appendonly yes, appendfsync always, for all), on loopback, each server and worker one process.
-CPU is the kernel's count of the server process; Redis and the load client share the machine. Every load is bounded in
-count and time, and what was started is ended. A peer that is not installed is left out, and that is said.
+Everything durable (appendonly yes, appendfsync always, for all), on loopback, each server and
+worker one process. CPU is the kernel's count of the server process; Redis and the load client share
+the machine. Every load is bounded in count and time, and what was started is ended. A peer that is
+not installed is left out, and that is said.
 """
 
 import argparse
@@ -27,8 +29,13 @@ from rig import HERE, PEERS, Redis, Row, Void, median, ratio
 from working import BULLMQ, CELERY, DRAMATIQ, HUEY, RQ, RQ_SIMPLE
 
 Pairs = list[tuple[Row, Row]]
-# Of the target for each peer: CPU per request below this part of its, requests/s above this many times its.
-CPU_BELOW = {FASTIFY.name: (1 / 2, "half"), UVICORN.name: (1 / 3, "a third"), EXPRESS.name: (1 / 6, "a sixth")}
+# Of the target for each peer: CPU per request below this part of its, requests/s above this many
+# times its.
+CPU_BELOW = {
+    FASTIFY.name: (1 / 2, "half"),
+    UVICORN.name: (1 / 3, "a third"),
+    EXPRESS.name: (1 / 6, "a sixth"),
+}
 RATE_ABOVE = {FASTIFY.name: 2.0, UVICORN.name: 2.5, EXPRESS.name: 4.0, STOCK.name: 6.0}
 JOBS_ABOVE = {BULLMQ.name: 4.0, RQ.name: 50.0, CELERY.name: 1.0, DRAMATIQ.name: 1.0, HUEY.name: 1.0}
 
@@ -39,15 +46,21 @@ class Plan:
     def __init__(self, quick: bool) -> None:
         self.quick = quick
         self.rounds, self.seconds, self.jobs = (1, 1, 4_000) if quick else (3, 3, 12_000)
-        self.ready, self.dead, self.kept = (20_000, 2_000, 10_500) if quick else (1_000_000, 100_000, 20_000)
+        self.ready, self.dead, self.kept = (
+            (20_000, 2_000, 10_500) if quick else (1_000_000, 100_000, 20_000)
+        )
         self.began = time.monotonic()
         self.left_out: list[str] = []
 
     def say(self, what: str) -> None:
         print(f"{time.monotonic() - self.began:5.0f} s  {what}", file=sys.stderr, flush=True)
 
-    def in_turn(self, what: str, ours: Callable[[], Row], peers: dict[str, Callable[[], Row]]) -> dict[str, Pairs]:
-        """Return for each peer the rows of runs that stood next to each other: ours, its, ours, its …"""
+    def in_turn(
+        self, what: str, ours: Callable[[], Row], peers: dict[str, Callable[[], Row]]
+    ) -> dict[str, Pairs]:
+        """Return for each peer the rows of runs that stood next to each other: ours, its, ours, its
+        …
+        """
         found: dict[str, Pairs] = {name: [] for name in peers}
         for number in range(self.rounds):
             self.say(f"{what}, round {number + 1} of {self.rounds}")
@@ -65,7 +78,9 @@ def ours_of(pairs: dict[str, Pairs]) -> list[Row]:
     return [own for rows in pairs.values() for own, _ in rows]
 
 
-def measure_ingestion(plan: Plan, peers: Sequence[ingestion.Server]) -> tuple[list[Line], dict[str, Pairs]]:
+def measure_ingestion(
+    plan: Plan, peers: Sequence[ingestion.Server]
+) -> tuple[list[Line], dict[str, Pairs]]:
     def pairs_of(what: str, close: bool) -> dict[str, Pairs]:
         def of(server: ingestion.Server) -> Callable[[], Row]:
             return lambda: ingestion.closed_loop(server, plan.seconds, close=close)
@@ -75,31 +90,68 @@ def measure_ingestion(plan: Plan, peers: Sequence[ingestion.Server]) -> tuple[li
     kept, lines = pairs_of("ingestion, keep-alive", False), []
     for name, pairs in kept.items():
         limit, word = CPU_BELOW.get(name, (None, ""))
-        lines.append(compare("CPU per request, µs", name, pairs, "cpu_us", limit, f"under {word}" if word else ""))
+        lines.append(
+            compare(
+                "CPU per request, µs", name, pairs, "cpu_us", limit, f"under {word}" if word else ""
+            )
+        )
     for name, pairs in kept.items():
-        lines.append(compare("requests/s", name, pairs, "per_s", RATE_ABOVE[name], f"{RATE_ABOVE[name]:g} times", above=True))
-    for name, pairs in list(kept.items())[:1]:  # what the two cores do besides: the bound of requests/s
+        lines.append(
+            compare(
+                "requests/s",
+                name,
+                pairs,
+                "per_s",
+                RATE_ABOVE[name],
+                f"{RATE_ABOVE[name]:g} times",
+                above=True,
+            )
+        )
+    for name, pairs in list(kept.items())[
+        :1
+    ]:  # what the two cores do besides: the bound of requests/s
         lines.append(compare("CPU of Redis per request, µs", name, pairs, "redis_us"))
         lines.append(compare("CPU of the load client per request, µs", name, pairs, "client_us"))
     for name, pairs in pairs_of("ingestion, a connection each", True).items():
-        lines.append(compare("requests/s, a connection each", name, pairs, "per_s", 1.0, "ahead", above=True))
+        lines.append(
+            compare("requests/s, a connection each", name, pairs, "per_s", 1.0, "ahead", above=True)
+        )
     return lines, kept
 
 
-def compare(what: str, name: str, pairs: Pairs, key: str, limit: float | None = None, target: str = "", *, above: bool = False) -> Line:
+def compare(
+    what: str,
+    name: str,
+    pairs: Pairs,
+    key: str,
+    limit: float | None = None,
+    target: str = "",
+    *,
+    above: bool = False,
+) -> Line:
     ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]
-    return Line(what, median(ours, key), name, median(theirs, key), ratio(pairs, key), limit, above, target)
+    return Line(
+        what, median(ours, key), name, median(theirs, key), ratio(pairs, key), limit, above, target
+    )
 
 
 def measure_processes(plan: Plan) -> list[Line]:
     def two() -> Row:
         return ingestion.closed_loop(ingestion.OURS, plan.seconds, processes=2)
 
-    pairs = plan.in_turn("two processes", two, {"one process": lambda: ingestion.closed_loop(ingestion.OURS, plan.seconds)})
-    return [compare("requests/s, two processes", name, rows, "per_s") for name, rows in pairs.items()]
+    pairs = plan.in_turn(
+        "two processes",
+        two,
+        {"one process": lambda: ingestion.closed_loop(ingestion.OURS, plan.seconds)},
+    )
+    return [
+        compare("requests/s, two processes", name, rows, "per_s") for name, rows in pairs.items()
+    ]
 
 
-def measure_delays(plan: Plan, peers: Sequence[ingestion.Server], kept: dict[str, Pairs]) -> list[Line]:
+def measure_delays(
+    plan: Plan, peers: Sequence[ingestion.Server], kept: dict[str, Pairs]
+) -> list[Line]:
     """Each at half of its own peak rate, which is the harder for the faster one."""
 
     def at_half(server: ingestion.Server, rows: list[Row]) -> Callable[[], Row]:
@@ -107,20 +159,38 @@ def measure_delays(plan: Plan, peers: Sequence[ingestion.Server], kept: dict[str
 
     peaks = {peer.name: [b for _, b in kept[peer.name]] for peer in peers if peer.name in kept}
     theirs = {peer.name: at_half(peer, peaks[peer.name]) for peer in peers if peer.name in peaks}
-    pairs = plan.in_turn("half of each one's peak rate", at_half(ingestion.OURS, ours_of(kept)), theirs)
-    lines = [compare("p99, each at half of its own peak rate, ms", name, rows, "p99", 1.0, "under") for name, rows in pairs.items()]
+    pairs = plan.in_turn(
+        "half of each one's peak rate", at_half(ingestion.OURS, ours_of(kept)), theirs
+    )
+    lines = [
+        compare("p99, each at half of its own peak rate, ms", name, rows, "p99", 1.0, "under")
+        for name, rows in pairs.items()
+    ]
     for name, at_its_rate in () if plan.quick else theirs.items():
-        same = plan.in_turn(f"half of the peak rate of {name}", at_half(ingestion.OURS, peaks[name]), {name: at_its_rate})
-        lines += [compare("p99, both at half of its peak rate, ms", name, rows, "p99") for rows in same.values()]
+        same = plan.in_turn(
+            f"half of the peak rate of {name}",
+            at_half(ingestion.OURS, peaks[name]),
+            {name: at_its_rate},
+        )
+        lines += [
+            compare("p99, both at half of its peak rate, ms", name, rows, "p99")
+            for rows in same.values()
+        ]
     return lines
 
 
-def measure_work(plan: Plan, peers: Sequence[working.Worker]) -> tuple[list[Line], dict[str, Pairs]]:
+def measure_work(
+    plan: Plan, peers: Sequence[working.Worker]
+) -> tuple[list[Line], dict[str, Pairs]]:
     best = {}
     for peer in peers:
         plan.say(f"worker, the best setting of {peer.name}")
         try:
-            best[peer] = working.best_variant(peer, plan.jobs // 2) if not plan.quick else peer.variants[len(peer.variants) // 2]
+            best[peer] = (
+                working.best_variant(peer, plan.jobs // 2)
+                if not plan.quick
+                else peer.variants[len(peer.variants) // 2]
+            )
         except Void as error:
             plan.left_out.append(f"{peer.name}: {error}")
 
@@ -129,15 +199,31 @@ def measure_work(plan: Plan, peers: Sequence[working.Worker]) -> tuple[list[Line
 
     named = {peer.name: of(peer, variant) for peer, variant in best.items()}
     pairs, lines = plan.in_turn("worker", of(working.OURS, ""), named), []
-    settings = {peer.name: f"{peer.name} (at {variant})" for peer, variant in best.items() if len(peer.variants) > 1}
+    settings = {
+        peer.name: f"{peer.name} (at {variant})"
+        for peer, variant in best.items()
+        if len(peer.variants) > 1
+    }
     for name, rows in pairs.items():
         limit = JOBS_ABOVE.get(name)
         target = "" if limit is None else f"{limit:g} times" if limit > 1 else "ahead"
-        lines.append(compare("jobs/s of a worker", settings.get(name, name), rows, "per_s", limit, target, above=True))
+        lines.append(
+            compare(
+                "jobs/s of a worker",
+                settings.get(name, name),
+                rows,
+                "per_s",
+                limit,
+                target,
+                above=True,
+            )
+        )
     for name, rows in list(pairs.items())[:1]:
         lines.append(compare("CPU per job, µs", settings.get(name, name), rows, "cpu_us"))
     body = load.body()
-    parsing = min(timeit.repeat(lambda: json.loads(body), number=1000, repeat=5)) * 1000  # of one, in µs
+    parsing = (
+        min(timeit.repeat(lambda: json.loads(body), number=1000, repeat=5)) * 1000
+    )  # of one, in µs
     return [*lines, Line("of which json.loads of the body, µs", parsing)], pairs
 
 
@@ -145,7 +231,10 @@ def measure_large(plan: Plan) -> list[Line]:
     with Redis() as full, Redis() as empty:
         plan.say(f"a system of {plan.ready:,} ready jobs and {plan.dead:,} dead letters is filled")
         each = state.prepare(full, plan.ready, plan.dead)
-        name, size = f"{plan.ready:,} ready, {plan.dead:,} dead", sum(map(len, working.delivery(state.SMALL)))
+        name, size = (
+            f"{plan.ready:,} ready, {plan.dead:,} dead",
+            sum(map(len, working.delivery(state.SMALL))),
+        )
         taking = plan.in_turn(
             "large system, ingestion",
             lambda: state.ingest_on(full, plan.seconds),
@@ -156,9 +245,23 @@ def measure_large(plan: Plan) -> list[Line]:
             lambda: state.work_on(full, plan.jobs, empty=False),
             {"the empty system": lambda: state.work_on(empty, plan.jobs, empty=True)},
         )
-    lines = [compare(f"requests/s with {name}", peer, rows, "per_s", 0.9, "within 10%", above=True) for peer, rows in taking.items()]
-    lines += [compare(f"jobs/s with {name}", peer, rows, "per_s", 0.9, "within 10%", above=True) for peer, rows in doing.items()]
-    return [*lines, Line(f"bytes in Redis per ready job of {size:,}", each, limit=1.3 * size + 400, target="1.3 times + 400")]
+    lines = [
+        compare(f"requests/s with {name}", peer, rows, "per_s", 0.9, "within 10%", above=True)
+        for peer, rows in taking.items()
+    ]
+    lines += [
+        compare(f"jobs/s with {name}", peer, rows, "per_s", 0.9, "within 10%", above=True)
+        for peer, rows in doing.items()
+    ]
+    return [
+        *lines,
+        Line(
+            f"bytes in Redis per ready job of {size:,}",
+            each,
+            limit=1.3 * size + 400,
+            target="1.3 times + 400",
+        ),
+    ]
 
 
 def measure_held(plan: Plan, kept: dict[str, Pairs], worked: dict[str, Pairs]) -> list[Line]:
@@ -167,9 +270,19 @@ def measure_held(plan: Plan, kept: dict[str, Pairs], worked: dict[str, Pairs]) -
     return [
         Line("from socket to handler, idle, p50, ms", way["p50"], limit=3.0, target="under 3"),
         Line("the same, p99, ms", way["p99"]),
-        Line("memory of webhookd, MB (RSS)", median(ours_of(kept), "rss"), limit=35.0, target="under 35"),
+        Line(
+            "memory of webhookd, MB (RSS)",
+            median(ours_of(kept), "rss"),
+            limit=35.0,
+            target="under 35",
+        ),
         Line("the same, shared pages divided (PSS)", median(ours_of(kept), "pss")),
-        Line("memory of worker, MB (RSS)", median(ours_of(worked), "rss"), limit=35.0, target="under 35"),
+        Line(
+            "memory of worker, MB (RSS)",
+            median(ours_of(worked), "rss"),
+            limit=35.0,
+            target="under 35",
+        ),
         Line("the same, shared pages divided (PSS)", median(ours_of(worked), "pss")),
         Line(
             f"bytes in Redis per ready job of {cost['size']:,.0f}",
@@ -181,7 +294,9 @@ def measure_held(plan: Plan, kept: dict[str, Pairs], worked: dict[str, Pairs]) -
     ]
 
 
-def panels(kept: dict[str, Pairs], worked: dict[str, Pairs]) -> list[tuple[str, list[tuple[str, float]]]]:
+def panels(
+    kept: dict[str, Pairs], worked: dict[str, Pairs]
+) -> list[tuple[str, list[tuple[str, float]]]]:
     def rows(pairs: dict[str, Pairs], key: str) -> list[tuple[str, float]]:
         own = [("webhookd", median(ours_of(pairs), key))] if pairs else []
         return own + [(name, median([b for _, b in found], key)) for name, found in pairs.items()]
@@ -193,12 +308,24 @@ def panels(kept: dict[str, Pairs], worked: dict[str, Pairs]) -> list[tuple[str, 
     ]
 
 
-def write(plan: Plan, lines: list[Line], charts: list[tuple[str, list[tuple[str, float]]]], notes: list[str]) -> None:
+def write(
+    plan: Plan,
+    lines: list[Line],
+    charts: list[tuple[str, list[tuple[str, float]]]],
+    notes: list[str],
+) -> None:
     """Write both files; the quick form's stay out of the results that are kept."""
     folder: Path = PEERS / "quick" if plan.quick else HERE / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    kind = "Quick form: one short round, smaller counts." if plan.quick else f"{plan.rounds} rounds, peers in turn."
-    how = f"{kind} Bodies of 5.6 KB signed by HMAC, {rig.CONNECTIONS} connections, every 202 after an fsync, one process each."
+    kind = (
+        "Quick form: one short round, smaller counts."
+        if plan.quick
+        else f"{plan.rounds} rounds, peers in turn."
+    )
+    how = (
+        f"{kind} Bodies of 5.6 KB signed by HMAC, {rig.CONNECTIONS} connections, every 202 after "
+        "an fsync, one process each."
+    )
     page = report.markdown(lines, notes, how)
     (folder / "bench.md").write_text(page)
     (folder / "bench.svg").write_text(report.chart(charts))
@@ -207,12 +334,22 @@ def write(plan: Plan, lines: list[Line], charts: list[tuple[str, list[tuple[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="webhookd beside its peers, and the targets.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="webhookd beside its peers, and the targets.", allow_abbrev=False
+    )
     parser.add_argument("--quick", action="store_true", help="one short round, about a minute")
     plan = Plan(parser.parse_args().quick)
     servers = [peer for peer in ingestion.SERVERS[1:] if ingestion.present(peer.needs)]
-    workers = [peer for peer in working.PEER_WORKERS if ingestion.present(peer.needs) and not (plan.quick and peer is RQ_SIMPLE)]
-    missing = [peer.name for peer in (*ingestion.SERVERS[1:], *working.PEER_WORKERS) if not ingestion.present(peer.needs)]
+    workers = [
+        peer
+        for peer in working.PEER_WORKERS
+        if ingestion.present(peer.needs) and not (plan.quick and peer is RQ_SIMPLE)
+    ]
+    missing = [
+        peer.name
+        for peer in (*ingestion.SERVERS[1:], *working.PEER_WORKERS)
+        if not ingestion.present(peer.needs)
+    ]
     plan.left_out += [f"{name}: not installed" for name in missing]
     lines, kept = measure_ingestion(plan, servers)
     lines += measure_processes(plan) + measure_delays(plan, servers, kept)

@@ -1,8 +1,10 @@
-"""A small open-loop client: `load.py PORT SECRET RATE SECONDS` posts unique signed deliveries at a fixed rate.
+"""A small open-loop client: `load.py PORT SECRET RATE SECONDS` posts unique signed deliveries at a
+fixed rate.
 
-The rate does not wait for answers, and each time is counted from the moment the request was due: a server that falls
-behind is seen to (a closed loop, as wrk's, would just ask less). One thread, keep-alive connections, as many as are
-needed up to 256. Prints one JSON object: requests, refused, p50 and p99 in ms. Loopback only, at most 60 s.
+The rate does not wait for answers, and each time is counted from the moment the request was due: a
+server that falls behind is seen to (a closed loop, as wrk's, would just ask less). One thread,
+keep-alive connections, as many as are needed up to 256. Prints one JSON object: requests, refused,
+p50 and p99 in ms. Loopback only, at most 60 s.
 """
 
 import hashlib
@@ -21,7 +23,10 @@ MAX_CONNECTIONS = 256
 
 def body(size: int = BODY_BYTES, number: int = 0) -> bytes:
     head = b'{"ref":"refs/heads/main","after":"%040d","commits":[' % number
-    commit = b'{"id":"0123456789abcdef","message":"a commit","author":{"name":"octocat","email":"o@example.com"}},'
+    commit = (
+        b'{"id":"0123456789abcdef","message":"a '
+        b'commit","author":{"name":"octocat","email":"o@example.com"}},'
+    )
     return head + commit * ((size - len(head)) // len(commit)) + b"{}]}"
 
 
@@ -33,7 +38,8 @@ def fields(signed: str, length: int, delivery_id: str) -> bytes:
     """Return the head fields of a delivery, as GitHub sends them."""
     return (
         "Host: localhost\r\nUser-Agent: GitHub-Hookshot/044aadd\r\nAccept: */*\r\n"
-        f"Content-Type: application/json\r\nX-GitHub-Event: push\r\nX-GitHub-Delivery: {delivery_id}\r\n"
+        "Content-Type: application/json\r\nX-GitHub-Event: push\r\nX-GitHub-Delivery: "
+        f"{delivery_id}\r\n"
         f"X-Hub-Signature-256: sha256={signed}\r\nContent-Length: {length}\r\n"
     ).encode()
 
@@ -42,7 +48,10 @@ def requests(secret: bytes, content: bytes, count: int) -> list[bytes]:
     """Return whole requests, each with a delivery id of its own; the id is not signed."""
     signed = signature(secret, content)
     head = b"POST /api/webhooks/github HTTP/1.1\r\n"
-    return [head + fields(signed, len(content), str(uuid.uuid4())) + b"\r\n" + content for _ in range(count)]
+    return [
+        head + fields(signed, len(content), str(uuid.uuid4())) + b"\r\n" + content
+        for _ in range(count)
+    ]
 
 
 def complete(answer: bytes) -> bool:
@@ -76,7 +85,8 @@ class Client:
         return True
 
     def receive(self, wait_s: float) -> None:
-        # select, not epoll: its limit counts microseconds, and most rates leave less than a millisecond.
+        # select, not epoll: its limit counts microseconds, and most rates leave less than a
+        # millisecond.
         for sock in select.select(list(self.due), [], [], max(0.0, wait_s))[0]:
             data = sock.recv(65536)
             answer = self.parts.pop(sock, b"") + data
@@ -98,16 +108,27 @@ class Client:
                 waiting.popleft()
                 at += 1
                 due = started + at / rate
-            self.receive(due - time.perf_counter() if waiting and len(self.due) < MAX_CONNECTIONS else 1.0)
+            self.receive(
+                due - time.perf_counter() if waiting and len(self.due) < MAX_CONNECTIONS else 1.0
+            )
 
 
 def main() -> None:
-    port, secret, rate, seconds = int(sys.argv[1]), sys.argv[2].encode(), float(sys.argv[3]), min(60.0, float(sys.argv[4]))
+    port, secret, rate, seconds = (
+        int(sys.argv[1]),
+        sys.argv[2].encode(),
+        float(sys.argv[3]),
+        min(60.0, float(sys.argv[4])),
+    )
     client = Client(port)
     client.run(requests(secret, body(), int(rate * seconds)), rate)
     times = sorted(client.times[len(client.times) // 10 :])  # the first tenth is for connecting
     p50, p99 = (1000 * times[int(len(times) * q)] for q in (0.5, 0.99))
-    print(json.dumps({"requests": len(client.times), "refused": client.refused, "p50": p50, "p99": p99}))
+    print(
+        json.dumps(
+            {"requests": len(client.times), "refused": client.refused, "p50": p50, "p99": p99}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""How long the pages take with many dead letters: medians over a few requests of each, on a Redis of its own.
+"""How long the pages take with many dead letters: medians over a few requests of each, on a Redis
+of its own.
 
 Run: .venv/bin/python bench/pages.py [how many dead letters, default 100000]
 """
@@ -29,13 +30,23 @@ def fill(store: Store, count: int) -> str:
     ids, last = JobIds(1), ""
     for start in range(0, count, 500):
         now = time.time()
-        made = [Delivery(ids.make(now), f"s{n % 4}", f"d{n}", "push", now, b"", b'{"n":1}') for n in range(start, start + 500)]
+        made = [
+            Delivery(ids.make(now), f"s{n % 4}", f"d{n}", "push", now, b"", b'{"n":1}')
+            for n in range(start, start + 500)
+        ]
         store.accept([(delivery, 60) for delivery in made])
         leases = [lease for n in range(4) for lease in store.lease([f"s{n}"], 200, 100)]
         facts = {"attempt": 8, "of": 8, "error": "ValueError: no price in order"}
         store.settle(
             [
-                Settled(lease, "dead", facts, 0.0, "max_attempts", f"ValueError in orders.py:{n % 20} handle")
+                Settled(
+                    lease,
+                    "dead",
+                    facts,
+                    0.0,
+                    "max_attempts",
+                    f"ValueError in orders.py:{n % 20} handle",
+                )
                 for n, lease in enumerate(leases)
             ]
         )
@@ -64,11 +75,29 @@ def main() -> None:
         port = probe.getsockname()[1]
         probe.close()
         url = f"unix://{folder}/r.sock"
-        command = ["redis-server", "--port", "0", "--unixsocket", f"{folder}/r.sock", "--save", "", "--dir", folder]
+        command = [
+            "redis-server",
+            "--port",
+            "0",
+            "--unixsocket",
+            f"{folder}/r.sock",
+            "--save",
+            "",
+            "--dir",
+            folder,
+        ]
         redis = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        env = {**os.environ, "REDIS_URL": url, "DASHBOARD_PORT": str(port), "DASHBOARD_PASSWORD": "a-password", "STATE_DIR": folder}
+        env = {
+            **os.environ,
+            "REDIS_URL": url,
+            "DASHBOARD_PORT": str(port),
+            "DASHBOARD_PASSWORD": "a-password",
+            "STATE_DIR": folder,
+        }
         store = Store(url, "bench")
-        page = subprocess.Popen([sys.executable, str(ROOT / "dashboard.py")], env=env, stdout=subprocess.DEVNULL)
+        page = subprocess.Popen(
+            [sys.executable, str(ROOT / "dashboard.py")], env=env, stdout=subprocess.DEVNULL
+        )
         try:
             for _ in range(100):
                 try:

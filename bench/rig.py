@@ -1,6 +1,8 @@
-"""What the bench stands on: a private Redis, processes that are ended by their id, and the kernel's numbers about them.
+"""What the bench stands on: a private Redis, processes that are ended by their id, and the kernel's
+numbers about them.
 
-Loopback and unix sockets only; every wait and every load has a limit; what was started is ended, whatever happens.
+Loopback and unix sockets only; every wait and every load has a limit; what was started is ended,
+whatever happens.
 """
 
 import contextlib
@@ -30,7 +32,9 @@ Row = dict[str, float]
 
 
 class Void(Exception):
-    """The measurement says nothing: something did not get ready, or was answered otherwise than it should."""
+    """The measurement says nothing: something did not get ready, or was answered otherwise than it
+    should.
+    """
 
 
 def wait(condition: Callable[[], object], limit_s: float = 30.0, every_s: float = 0.005) -> None:
@@ -76,16 +80,22 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the seconds of CPU that the process and its children have used, in user and kernel mode, all threads."""
+    """Return the seconds of CPU that the process and its children have used, in user and kernel
+    mode, all threads.
+    """
     total = 0
     for one in family(pid):
         with contextlib.suppress(OSError):
-            total += sum(int(ticks) for ticks in _stat(one)[11:15])  # its own, and of the children it has waited for
+            total += sum(
+                int(ticks) for ticks in _stat(one)[11:15]
+            )  # its own, and of the children it has waited for
     return total / TICK
 
 
 def memory_mb(pid: int) -> Row:
-    """Return the resident memory of one process: all of it, and with what it shares with others divided among them."""
+    """Return the resident memory of one process: all of it, and with what it shares with others
+    divided among them.
+    """
     lines = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
     found = {line[0]: line[1] for line in lines}
     return {"rss": int(found["Rss:"]) / 1024, "pss": int(found["Pss:"]) / 1024}
@@ -95,23 +105,40 @@ def memory_mb(pid: int) -> Row:
 
 
 @contextlib.contextmanager
-def program(command: Sequence[str], env: Mapping[str, str], log: Path, stdin: int = subprocess.DEVNULL) -> Iterator[int]:
+def program(
+    command: Sequence[str], env: Mapping[str, str], log: Path, stdin: int = subprocess.DEVNULL
+) -> Iterator[int]:
     """Run a command as long as the block lasts; its children end with it."""
     with log.open("ab") as out:
         started = subprocess.Popen(
-            command, env={**os.environ, **env}, cwd=ROOT, stdin=stdin, stdout=out, stderr=out, start_new_session=True
+            command,
+            env={**os.environ, **env},
+            cwd=ROOT,
+            stdin=stdin,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
     try:
         yield started.pid
         if started.poll() is not None:
-            raise Void(f"{Path(command[0]).name} ended by itself: {log.read_text(errors='replace')[-600:]}")
+            raise Void(
+                f"{Path(command[0]).name} ended by itself: {log.read_text(errors='replace')[-600:]}"
+            )
     finally:
         _end(started)
 
 
 def run(command: Sequence[str], env: Mapping[str, str], limit_s: float = 120.0) -> None:
     """Run a command to its end."""
-    done = subprocess.run(command, env={**os.environ, **env}, cwd=ROOT, capture_output=True, timeout=limit_s, check=False)
+    done = subprocess.run(
+        command,
+        env={**os.environ, **env},
+        cwd=ROOT,
+        capture_output=True,
+        timeout=limit_s,
+        check=False,
+    )
     if done.returncode:
         raise Void(f"{Path(command[0]).name} failed: {done.stderr.decode(errors='replace')[-600:]}")
 
@@ -131,11 +158,15 @@ def _end(started: "subprocess.Popen[bytes]") -> None:
 
 
 class Redis:
-    """A redis-server of the run's own: appendonly yes, appendfsync always, a unix socket. The same for all."""
+    """A redis-server of the run's own: appendonly yes, appendfsync always, a unix socket. The same
+    for all.
+    """
 
     def __init__(self, *options: str) -> None:
         self.options = options
-        self.folder = Path(tempfile.mkdtemp(prefix="hb"))  # a short path: unix sockets end at 107 bytes
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="hb")
+        )  # a short path: unix sockets end at 107 bytes
         self.path = f"{self.folder}/r.sock"
         self.url, self.log = f"unix://{self.path}", self.folder / "log"
         self.count = self.folder / "count"
@@ -145,8 +176,17 @@ class Redis:
     def __enter__(self) -> "Redis":
         fixed = ["--port", "0", "--unixsocket", self.path, "--dir", str(self.folder), "--save", ""]
         # No rewriting of the file meanwhile: it would fall on some runs and not on others.
-        durable = ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"]
-        self.process = subprocess.Popen(["redis-server", *fixed, *durable, *self.options], stdout=subprocess.DEVNULL)
+        durable = [
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "always",
+            "--auto-aof-rewrite-percentage",
+            "0",
+        ]
+        self.process = subprocess.Popen(
+            ["redis-server", *fixed, *durable, *self.options], stdout=subprocess.DEVNULL
+        )
         wait(self._answers)
         self.reset_count()
         self.body.write_bytes(load.body())
@@ -179,8 +219,21 @@ class Redis:
 
 def wrk(port: int, db: Redis, seconds: int, *, close: bool = False) -> Row:
     """Return what wrk measured: one thread, 32 connections, as many requests as they can."""
-    limits = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s", "-s", str(HERE / "peers/signed.lua")]
-    given = ["--", load.signature(SECRET.encode(), load.body()), str(db.body), "close" if close else "keep"]
+    limits = [
+        "-t1",
+        f"-c{CONNECTIONS}",
+        f"-d{seconds}s",
+        "--timeout",
+        "10s",
+        "-s",
+        str(HERE / "peers/signed.lua"),
+    ]
+    given = [
+        "--",
+        load.signature(SECRET.encode(), load.body()),
+        str(db.body),
+        "close" if close else "keep",
+    ]
     command = ["wrk", *limits, f"http://127.0.0.1:{port}/", *given]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True)
@@ -192,9 +245,20 @@ def wrk(port: int, db: Redis, seconds: int, *, close: bool = False) -> Row:
 
 
 def open_loop(port: int, rate: float, seconds: float) -> Row:
-    """Return the times of answers to requests that come at their own pace, counted from when each was due."""
-    command = [sys.executable, str(HERE / "load.py"), str(port), SECRET, f"{rate:.0f}", str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=4 * seconds + 30, check=True)
+    """Return the times of answers to requests that come at their own pace, counted from when each
+    was due.
+    """
+    command = [
+        sys.executable,
+        str(HERE / "load.py"),
+        str(port),
+        SECRET,
+        f"{rate:.0f}",
+        str(seconds),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=4 * seconds + 30, check=True
+    )
     row: Row = json.loads(done.stdout)
     if row["refused"]:
         raise Void(f"not every answer was good: {row}")

@@ -1,4 +1,6 @@
-"""What a system holds, measured: bytes in Redis per job, the way from socket to handler, and a large system beside an empty one."""
+"""What a system holds, measured: bytes in Redis per job, the way from socket to handler, and a
+large system beside an empty one.
+"""
 
 import random
 import socket
@@ -39,7 +41,11 @@ def bytes_per_job(jobs: int) -> Row:
         once = db.used()
         working.fill(db, jobs)
         _finish(db, jobs)
-        return {"size": sum(map(len, working.delivery())), "ready": ready, "done": (db.used() - once) / jobs}
+        return {
+            "size": sum(map(len, working.delivery())),
+            "ready": ready,
+            "done": (db.used() - once) / jobs,
+        }
 
 
 def _finish(db: Redis, jobs: int) -> None:
@@ -50,7 +56,9 @@ def _finish(db: Redis, jobs: int) -> None:
 
 
 def to_handler(deliveries: int) -> Row:
-    """Return p50 and p99 of the time from the first byte sent to the first line of the handler, on an idle system."""
+    """Return p50 and p99 of the time from the first byte sent to the first line of the handler, on
+    an idle system.
+    """
     with Redis() as db:
         env, started = ingestion.env(db, 1), db.folder / "started"
         started.touch()
@@ -60,7 +68,9 @@ def to_handler(deliveries: int) -> Row:
         ours, theirs = ingestion.OURS.command(port, db), working.OURS.command(db, "1")
         with rig.program(ours, env, db.log), rig.program(theirs, env, db.log):
             rig.wait(lambda: rig.answers(port))
-            took = list(_deliver(port, started, deliveries + 5))[5:]  # the first few find it starting
+            took = list(_deliver(port, started, deliveries + 5))[
+                5:
+            ]  # the first few find it starting
     took.sort()
     return {"p50": statistics.median(took), "p99": took[int(len(took) * 0.99)]}
 
@@ -89,12 +99,19 @@ def bury(db: Redis, count: int) -> None:
         working.fill(db, min(500, count - start), SMALL)
         leases = store.lease(["github"], 500, 100)
         causes = [f"ValueError in orders.py:{number % 20} handle" for number in range(len(leases))]
-        store.settle([Settled(lease, "dead", facts, 0.0, "max_attempts", cause) for lease, cause in zip(leases, causes, strict=True)])
+        store.settle(
+            [
+                Settled(lease, "dead", facts, 0.0, "max_attempts", cause)
+                for lease, cause in zip(leases, causes, strict=True)
+            ]
+        )
     store.close()
 
 
 def prepare(db: Redis, ready: int, dead: int) -> float:
-    """Fill a system; return the bytes of a ready job. It is not synced while it is filled: nothing is measured then."""
+    """Fill a system; return the bytes of a ready job. It is not synced while it is filled: nothing
+    is measured then.
+    """
     db.client.config_set("appendfsync", "no")
     bury(db, dead)
     before = db.used()
@@ -110,7 +127,9 @@ def ingest_on(db: Redis, seconds: int) -> Row:
 
 
 def work_on(db: Redis, jobs: int, *, empty: bool) -> Row:
-    """Return a worker's row on this system; the empty one gets just the jobs it works on, and keeps nothing."""
+    """Return a worker's row on this system; the empty one gets just the jobs it works on, and keeps
+    nothing.
+    """
     if empty:
         db.client.flushall()
         working.fill(db, int(1.3 * jobs), SMALL)

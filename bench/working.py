@@ -1,7 +1,8 @@
-"""Working, measured: one worker process of webhookd and of each peer, on jobs that wait in a Redis of its own.
+"""Working, measured: one worker process of webhookd and of each peer, on jobs that wait in a Redis
+of its own.
 
-The handler parses the body and counts. What is measured begins when the first tenth is done, so that starting up is
-no part of it.
+The handler parses the body and counts. What is measured begins when the first tenth is done, so
+that starting up is no part of it.
 """
 
 import contextlib
@@ -26,7 +27,9 @@ IDS = JobIds(1)
 
 @dataclass(frozen=True)
 class Worker:
-    """One that works on jobs. `variants` are settings of its concurrency, of which the best is taken."""
+    """One that works on jobs. `variants` are settings of its concurrency, of which the best is
+    taken.
+    """
 
     name: str
     command: Callable[[Redis, str], list[str]]
@@ -41,7 +44,13 @@ PYTHON = str(PEERS / "venv/bin/python")
 
 
 def _python(file: str, *, threads: bool = False) -> Callable[[Redis, str], list[str]]:
-    return lambda db, variant: [PYTHON, f"bench/peers/{file}", "work", db.path, *([variant] if threads else [])]
+    return lambda db, variant: [
+        PYTHON,
+        f"bench/peers/{file}",
+        "work",
+        db.path,
+        *([variant] if threads else []),
+    ]
 
 
 def _fill(*command: str) -> Callable[[Redis, int], list[str]]:
@@ -69,8 +78,18 @@ BULLMQ = Worker(
     0.6,
     "no history of what it removed; several jobs at once in one process",
 )
-RQ = Worker("RQ", RQ_WORK, RQ_FILL, ("fork",), RQ_NEEDS, 0.015, "a fork for each job, as its documents advise")
-RQ_SIMPLE = Worker("RQ SimpleWorker", RQ_WORK, RQ_FILL, ("simple",), RQ_NEEDS, 0.05, "runs jobs in its process")
+RQ = Worker(
+    "RQ",
+    RQ_WORK,
+    RQ_FILL,
+    ("fork",),
+    RQ_NEEDS,
+    0.015,
+    "a fork for each job, as its documents advise",
+)
+RQ_SIMPLE = Worker(
+    "RQ SimpleWorker", RQ_WORK, RQ_FILL, ("simple",), RQ_NEEDS, 0.05, "runs jobs in its process"
+)
 CELERY = Worker(
     "Celery",
     _python("celery_app.py"),
@@ -80,7 +99,13 @@ CELERY = Worker(
     lacks="acknowledges before the work: a worker that dies loses the job; no history",
 )
 DRAMATIQ = Worker(
-    "Dramatiq", _dramatiq, _fill(PYTHON, "bench/peers/dramatiq_app.py"), ("8", "16"), ("venv/bin/dramatiq",), 0.25, "no history"
+    "Dramatiq",
+    _dramatiq,
+    _fill(PYTHON, "bench/peers/dramatiq_app.py"),
+    ("8", "16"),
+    ("venv/bin/dramatiq",),
+    0.25,
+    "no history",
 )
 HUEY = Worker(
     "Huey",
@@ -107,12 +132,19 @@ def fill(db: Redis, jobs: int, size: int = load.BODY_BYTES) -> None:
     for start in range(0, jobs, 500):
         now = time.time()
         ids = [IDS.make(now) for _ in range(min(500, jobs - start))]
-        store.accept([(Delivery(id, "github", str(uuid.uuid4()), "push", now, head, body, 0, 1), WEEK) for id in ids])
+        store.accept(
+            [
+                (Delivery(id, "github", str(uuid.uuid4()), "push", now, head, body, 0, 1), WEEK)
+                for id in ids
+            ]
+        )
     store.close()
 
 
 def work(worker: Worker, jobs: int, variant: str = "", db: Redis | None = None) -> Row:
-    """Return jobs/s, CPU per job and the memory of one worker process; `db` has the jobs already, if it is given."""
+    """Return jobs/s, CPU per job and the memory of one worker process; `db` has the jobs already,
+    if it is given.
+    """
     variant = variant or worker.variants[0]
     jobs = max(20, int(jobs * worker.share))
     with contextlib.ExitStack() as stack:
@@ -123,7 +155,9 @@ def work(worker: Worker, jobs: int, variant: str = "", db: Redis | None = None) 
             fill(base, jobs)
         done = counter(worker, base)
         before = done()
-        pid = stack.enter_context(rig.program(worker.command(base, variant), ingestion.env(base, 1), base.log))
+        pid = stack.enter_context(
+            rig.program(worker.command(base, variant), ingestion.env(base, 1), base.log)
+        )
         rig.wait(lambda: done() - before >= jobs / 10, 60)
         first, used, started = done(), rig.cpu_s(pid), time.perf_counter()
         rig.wait(lambda: done() - before >= jobs, 60)

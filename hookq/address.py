@@ -2,33 +2,40 @@
 
     redis://[user:password@]host[:6379][/db]               one server; rediss:// with TLS
     unix://[user:password@]/path[?db=0]                    one server
-    redis+sentinel://[user:password@]host[:26379],…/name   the primary that these Sentinels call `name`
-    redis+cluster://[user:password@]host[:6379],…          the primary of our slot, which any of these nodes tells
+    redis+sentinel://[user:password@]host[:26379],…/name   the primary these Sentinels call `name`
+    redis+cluster://[user:password@]host[:6379],…          the primary of our slot; any node tells
 
-With TLS the last two are rediss+sentinel:// and rediss+cluster://. Options stand behind a question mark.
+With TLS the last two are rediss+sentinel:// and rediss+cluster://. Options stand behind a question
+mark.
 
-Rules: pure; what is not understood is refused, and no message has a part of a password in it. Promises: an Address can
-be connected to as far as its text goes. Does not promise that anybody is there.
+Rules: pure; what is not understood is refused, and no message has a part of a password in it.
+Promises: an Address can be connected to as far as its text goes. Does not promise that anybody is
+there.
 """
 
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-TLS: Final = frozenset(("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"))
+TLS: Final = frozenset(
+    ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
+)
 SENTINEL: Final = frozenset(("sentinel_username", "sentinel_password"))
 PORTS: Final = {"": 6379, "sentinel": 26379, "cluster": 6379}
 OPTIONS: Final = {"": TLS | {"db"}, "sentinel": TLS | SENTINEL | {"db"}, "cluster": TLS}
 RIGHT: Final = (
-    "a URL that begins with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// (rediss+… with TLS), "
+    "a URL that begins with redis://, rediss://, unix://, redis+sentinel:// or "
+    "redis+cluster:// (rediss+… with TLS), "
     "or nothing for the embedded Redis"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`kind` is "" for one server, sentinel or cluster. `one` is the URL by which redis-py reaches one server so: its host
-    is the first of `hosts`. `options` are all that stand behind the question mark."""
+    """`kind` is "" for one server, sentinel or cluster. `one` is the URL by which redis-py reaches
+    one server so: its host is the first of `hosts`. `options` are all that stand behind the
+    question mark.
+    """
 
     kind: str
     hosts: tuple[tuple[str, int], ...]
@@ -45,7 +52,9 @@ def parse(text: str) -> Address:
         user, at, hosts = url.netloc.rpartition("@")
         found = tuple(_host(host, kind) for host in hosts.split(",")) if scheme != "unix" else ()
         query = url.query.replace("+", "%2B")  # of a password, and no space
-        options = {name: values[0] for name, values in parse_qs(query, strict_parsing=bool(query)).items()}
+        options = {
+            name: values[0] for name, values in parse_qs(query, strict_parsing=bool(query)).items()
+        }
     except (ValueError, KeyError):  # a message of its own may have a part of the password in it
         raise ValueError(f"{RIGHT}; / # ? and @ in a password must be percent-encoded") from None
     known = OPTIONS[kind]
@@ -66,10 +75,13 @@ def parse(text: str) -> Address:
         return Address("", found, "", f"{place}{mark}{query}", options)
     service = url.path.strip("/")
     if (kind == "sentinel") != bool(service) or "/" in service:
-        raise ValueError("redis+sentinel://host:26379,host:26379/name-of-the-primary, or redis+cluster://host:6379,host:6379")
+        raise ValueError(
+            "redis+sentinel://host:26379,host:26379/name-of-the-primary, or redis+cluster://host:6379,host:6379"
+        )
     host, port = found[0]
     shown = urlencode({name: value for name, value in options.items() if name not in SENTINEL})
-    one = f"{scheme}://{user}{at}{f'[{host}]' if ':' in host else host}:{port}{'?' if shown else ''}{shown}"
+    bracketed = f"[{host}]" if ":" in host else host
+    one = f"{scheme}://{user}{at}{bracketed}:{port}{'?' if shown else ''}{shown}"
     return Address(kind, found, service, one, options)
 
 

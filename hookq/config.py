@@ -1,10 +1,11 @@
 """The settings: one table, read once, every mistake reported at once.
 
-Precedence: flags > environment > .env > webhooks.toml > default. A secret is never a flag (process lists show
-those) and never stands in webhooks.toml; it may also come from a file, as NAME_FILE. Nothing reads the settings
-later: HUP makes a process start anew, with the settings of then.
+Precedence: flags > environment > .env > webhooks.toml > default. A secret is never a flag (process
+lists show those) and never stands in webhooks.toml; it may also come from a file, as NAME_FILE.
+Nothing reads the settings later: HUP makes a process start anew, with the settings of then.
 
-Promises: load() returns a Config that can be run with, or raises Invalid with one sentence per mistake.
+Promises: load() returns a Config that can be run with, or raises Invalid with one sentence per
+mistake.
 """
 
 import argparse
@@ -27,14 +28,15 @@ from hookq.signing import Signer, keys_of
 VERSION: Final = "0.1.0"
 EX_USAGE, EX_GONE, EX_DECLINED, EX_UNREACHABLE, EX_SETTINGS = 2, 3, 4, 69, 78
 
-# NIST SP 800-107 asks for an HMAC key no shorter than half the hash; 16 characters is also where a guess at line
-# speed stops being thinkable. An empty secret would let anybody sign.
+# NIST SP 800-107 asks for an HMAC key no shorter than half the hash; 16 characters is also where a
+# guess at line speed stops being thinkable. An empty secret would let anybody sign.
 MIN_SECRET: Final = 16
 
 # Half of what Redis takes as one value by default: an entry holds the header lines too.
 MAX_MAX_BODY: Final = 256 << 20
 
-# A unix socket's path ends at 107 bytes; this leaves room for "/supervisor.sock" and a temporary suffix.
+# A unix socket's path ends at 107 bytes; this leaves room for "/supervisor.sock" and a temporary
+# suffix.
 MAX_STATE_DIR: Final = 80
 
 
@@ -69,7 +71,9 @@ def _size(text: str) -> int:
 def _body_size(text: str) -> int:
     size = _size(text)
     if size > MAX_MAX_BODY:
-        raise ValueError("a size of at most 256mb: Redis takes no value over 512 MB (proto-max-bulk-len)")
+        raise ValueError(
+            "a size of at most 256mb: Redis takes no value over 512 MB (proto-max-bulk-len)"
+        )
     return size
 
 
@@ -87,12 +91,16 @@ def _networks(text: str) -> tuple[Network, ...]:
     try:
         return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
     except ValueError:
-        raise ValueError("addresses or networks with a comma between, such as 127.0.0.1, 10.0.0.0/8") from None
+        raise ValueError(
+            "addresses or networks with a comma between, such as 127.0.0.1, 10.0.0.0/8"
+        ) from None
 
 
 def _secret(text: str) -> str:
     if len(text) < MIN_SECRET:
-        raise ValueError(f"at least {MIN_SECRET} characters; `openssl rand -hex 32` makes a good one")
+        raise ValueError(
+            f"at least {MIN_SECRET} characters; `openssl rand -hex 32` makes a good one"
+        )
     return text
 
 
@@ -140,7 +148,9 @@ def _state_dir(text: str) -> Path:
     if path.exists() and not path.is_dir():
         raise ValueError("a folder")
     if len(os.fsencode(path)) > MAX_STATE_DIR:
-        raise ValueError(f"a path of at most {MAX_STATE_DIR} bytes, since unix sockets are made in it")
+        raise ValueError(
+            f"a path of at most {MAX_STATE_DIR} bytes, since unix sockets are made in it"
+        )
     return path
 
 
@@ -155,7 +165,8 @@ class Setting:
     secret: bool = False
 
 
-# If you change this table, also change .env.example and README's table (tests/test_readme.py compares them).
+# If you change this table, also change .env.example and README's table (tests/test_readme.py
+# compares them).
 SETTINGS: Final = (
     Setting("WEBHOOK_SECRET", _secret, "", "the secret of source github", secret=True),
     Setting("HOST", _host, "127.0.0.1", "where ingestion listens"),
@@ -163,18 +174,33 @@ SETTINGS: Final = (
     Setting("DASHBOARD_HOST", _host, "127.0.0.1", "where the dashboard listens"),
     Setting("DASHBOARD_PORT", _whole(1, 65535), "7001", "where the dashboard and /metrics listen"),
     Setting("DASHBOARD_PASSWORD", _password, "", "HTTP Basic, user operator", secret=True),
-    Setting("DASHBOARD_NAMES", _names, "", "further host names the dashboard is opened by, such as a proxy's"),
-    Setting("TRUSTED_PROXIES", _networks, "", "proxies whose X-Forwarded-For is believed; comma between"),
+    Setting(
+        "DASHBOARD_NAMES",
+        _names,
+        "",
+        "further host names the dashboard is opened by, such as a proxy's",
+    ),
+    Setting(
+        "TRUSTED_PROXIES", _networks, "", "proxies whose X-Forwarded-For is believed; comma between"
+    ),
     Setting("REDIS_URL", redis_url, "", "nothing: the embedded Redis", secret=True),
-    Setting("DURABILITY", _durability, "fsync", "fsync: on Redis' disk before the 202; replicas:N: with N replicas, too"),
+    Setting(
+        "DURABILITY",
+        _durability,
+        "fsync",
+        "fsync: on Redis' disk before the 202; replicas:N: with N replicas, too",
+    ),
     Setting("REDIS_MAXMEMORY", _size, "1gb", "of the embedded Redis"),
     Setting("INGEST_PROCESSES", _whole(0, 64), "2", "ingestion processes"),
     Setting("WORKERS", _whole(0, 256), "2", "worker processes"),
-    # GitHub sends up to 25 MB (docs.github.com, "Webhook events and payloads"); nobody known sends more.
-    # A handler that eats memory gets MemoryError here, and its worker starts anew; without a limit the kernel kills somebody.
+    # GitHub sends up to 25 MB (docs.github.com, "Webhook events and payloads"); nobody known sends
+    # more. A handler that eats memory gets MemoryError here, and its worker starts anew; without a
+    # limit the kernel kills somebody.
     Setting("WORKER_MEMORY", _size, "1gb", "of one worker process"),
     Setting("MAX_BODY", _body_size, "25mb", "longest body that is read"),
-    Setting("MAX_CONNECTIONS", _whole(1, 100_000), "2000", "open connections of one ingestion process"),
+    Setting(
+        "MAX_CONNECTIONS", _whole(1, 100_000), "2000", "open connections of one ingestion process"
+    ),
     Setting("MAX_HELD", _size, "256mb", "bytes of bodies one ingestion process holds at once"),
     Setting("MAX_SPOOL", _size, "1gb", "bytes the local spool may keep"),
     Setting("STATE_DIR", _state_dir, "var", "sockets, logs, Redis data"),
@@ -189,12 +215,15 @@ class Source:
     signer: Signer
     handler: Spec = ""
     handler_dir: Path = Path()
-    rules: tuple[tuple[str, Spec], ...] = ()  # patterns of event types and their handlers; the first that fits wins
+    rules: tuple[
+        tuple[str, Spec], ...
+    ] = ()  # patterns of event types and their handlers; the first that fits wins
     concurrency: int = 1
     target_secret: bytes = field(default=b"", repr=False)
     answers: Mapping[str, str] = field(default_factory=dict)
     allow_private: bool = False
-    # Half of the usual timeout_s: who has not begun by then will hardly end in time, and holds a connection.
+    # Half of the usual timeout_s: who has not begun by then will hardly end in time, and holds a
+    # connection.
     first_byte_s: float = 15.0
     max_attempts: int = 8
     retry_base_s: float = 5.0
@@ -240,7 +269,14 @@ _SECONDS: Final[Check] = (
     "a number of seconds above 0",
 )
 _HANDLER: Final[Check] = (
-    lambda v: _TEXT[0](v) or (isinstance(v, list) and bool(v) and all(isinstance(word, str) and "\0" not in word for word in v)),
+    lambda v: (
+        _TEXT[0](v)
+        or (
+            isinstance(v, list)
+            and bool(v)
+            and all(isinstance(word, str) and "\0" not in word for word in v)
+        )
+    ),
     'a text such as "file.py:function", a URL or "ignore", or the words of a command in a list',
 )
 _HEADER: Final[Check] = (
@@ -255,13 +291,25 @@ def _one_of(*values: str) -> Check:
 
 _COMMON: Final[dict[str, Check]] = {
     "scheme": _one_of(*SCHEMES),
-    "secrets": (lambda v: isinstance(v, list) and bool(v) and all(isinstance(s, str) for s in v), "a list of texts"),
+    "secrets": (
+        lambda v: isinstance(v, list) and bool(v) and all(isinstance(s, str) for s in v),
+        "a list of texts",
+    ),
     "handler": _HANDLER,
-    "on": (lambda v: isinstance(v, list) and all(isinstance(rule, dict) for rule in v), "tables, [[sources.NAME.on]]"),
+    "on": (
+        lambda v: isinstance(v, list) and all(isinstance(rule, dict) for rule in v),
+        "tables, [[sources.NAME.on]]",
+    ),
     "concurrency": (lambda v: type(v) is int and 1 <= v <= 500, "a whole number from 1 to 500"),
     "target_secret": _TEXT,
     "answers": (
-        lambda v: isinstance(v, dict) and all(re.fullmatch("[1-5][0-9][0-9]", k) and w in ("done", "retry", "dead") for k, w in v.items()),
+        lambda v: (
+            isinstance(v, dict)
+            and all(
+                re.fullmatch("[1-5][0-9][0-9]", k) and w in ("done", "retry", "dead")
+                for k, w in v.items()
+            )
+        ),
         "a table of statuses, each done, retry or dead",
     ),
     "allow_private": (lambda v: type(v) is bool, "true or false"),
@@ -270,7 +318,10 @@ _COMMON: Final[dict[str, Check]] = {
     "retry_base_s": _SECONDS,
     "retry_max_s": _SECONDS,
     "timeout_s": _SECONDS,
-    "dedupe_s": (lambda v: type(v) is int and 1 <= v <= 31_536_000, "a whole number of seconds above 0"),
+    "dedupe_s": (
+        lambda v: type(v) is int and 1 <= v <= 31_536_000,
+        "a whole number of seconds above 0",
+    ),
     "dedupe": _one_of("id", "body"),
     "tolerance_s": _SECONDS,
     "public_url": (_is_url, "a http(s) URL"),
@@ -312,10 +363,11 @@ def load(
     need: Sequence[str] = (),
     sources: bool = True,
 ) -> Config:
-    """Return the settings. `need` names secrets without which the caller cannot run; who has no use for the
-    sources (and their secrets) says so.
+    """Return the settings. `need` names secrets without which the caller cannot run; who has no use
+    for the sources (and their secrets) says so.
 
-    Raises Invalid with every mistake found, each a sentence with the setting, its value and what would be right.
+    Raises Invalid with every mistake found, each a sentence with the setting, its value and what
+    would be right.
     """
     problems: list[str] = []
     dotenv = read_dotenv(root / ".env", problems)
@@ -332,7 +384,9 @@ def load(
     for row in SETTINGS:
         text = _look_up(row, texts, root, problems)
         if row.name == "STATE_DIR" and not text.startswith(("/", "~")):
-            text = str(root.absolute() / text)  # the same from whatever folder a command is typed in
+            text = str(
+                root.absolute() / text
+            )  # the same from whatever folder a command is typed in
         try:
             values[row.name.lower()] = row.parse(text) if text or not row.secret else ""
         except ValueError as error:
@@ -354,20 +408,31 @@ def load(
 
 def _together(values: Mapping[str, Any], problems: list[str]) -> None:
     """Add to `problems` what is wrong with settings that are right each by itself."""
-    if "port" in values and (values["port"], values.get("host")) == (values.get("dashboard_port"), values.get("dashboard_host")):
-        problems.append(f"DASHBOARD_PORT is {values['port']}, as PORT is: set one of them to another port.")
+    if "port" in values and (values["port"], values.get("host")) == (
+        values.get("dashboard_port"),
+        values.get("dashboard_host"),
+    ):
+        problems.append(
+            f"DASHBOARD_PORT is {values['port']}, as PORT is: set one of them to another port."
+        )
 
 
 def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Give `parser` a flag for each setting named; secrets have none, since process lists show flags."""
+    """Give `parser` a flag for each setting named; secrets have none, since process lists show
+    flags.
+    """
     for row in SETTINGS:
         if row.name in names and not row.secret:
             flag = "--" + row.name.lower().replace("_", "-")
-            parser.add_argument(flag, dest=row.name, metavar="VALUE", help=f"{row.meaning} (default {row.default})")
+            parser.add_argument(
+                flag, dest=row.name, metavar="VALUE", help=f"{row.meaning} (default {row.default})"
+            )
 
 
 def read_dotenv(path: Path, problems: list[str]) -> dict[str, str]:
-    """Return the NAME=value lines of `path`; a value may stand in quotes, and no character in it is special."""
+    """Return the NAME=value lines of `path`; a value may stand in quotes, and no character in it is
+    special.
+    """
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
@@ -403,15 +468,22 @@ def _read_toml(path: Path, wanted: bool, problems: list[str]) -> dict[str, Any]:
 
 
 def _top_level(toml: dict[str, Any], problems: list[str]) -> dict[str, str]:
-    """Return the settings at the head of webhooks.toml as texts; secrets and unknown names are refused."""
+    """Return the settings at the head of webhooks.toml as texts; secrets and unknown names are
+    refused.
+    """
     known = {row.name: row for row in SETTINGS}
     for name in [n for n in toml if n.upper() not in known or known[n.upper()].secret]:
         secret = name.upper() in known
-        problems.append(f"webhooks.toml: {name} " + ("is a secret: keep it in .env." if secret else "is no setting."))
+        problems.append(
+            f"webhooks.toml: {name} "
+            + ("is a secret: keep it in .env." if secret else "is no setting.")
+        )
     return {name.upper(): str(value) for name, value in toml.items()}
 
 
-def _look_up(row: Setting, texts: Sequence[Mapping[str, str]], root: Path, problems: list[str]) -> str:
+def _look_up(
+    row: Setting, texts: Sequence[Mapping[str, str]], root: Path, problems: list[str]
+) -> str:
     for place in texts:
         if place.get(row.name):
             return place[row.name]
@@ -428,28 +500,36 @@ def _read_secret(path: Path, named: str, problems: list[str]) -> str:
         return ""
 
 
-def _sources(tables: Any, base: Path, lookup: Mapping[str, str], problems: list[str]) -> dict[str, Source]:
+def _sources(
+    tables: Any, base: Path, lookup: Mapping[str, str], problems: list[str]
+) -> dict[str, Source]:
     if tables is None:  # no webhooks.toml, or one without sources: there is one, github
         tables = {"github": {"scheme": "github", "secrets": ["env:WEBHOOK_SECRET"]}}
         if not lookup["WEBHOOK_SECRET"]:
             if not any(line.startswith("WEBHOOK_SECRET") for line in problems):
                 problems.append(_unset("WEBHOOK_SECRET"))
             return {}
-    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+    if not isinstance(tables, dict) or not all(
+        isinstance(table, dict) for table in tables.values()
+    ):
         problems.append("webhooks.toml: sources must be tables, such as [sources.github].")
         return {}
     made = (_source(name, table, base, lookup, problems) for name, table in tables.items())
     return {source.signer.name: source for source in made if source}
 
 
-def _source(name: str, table: dict[str, Any], base: Path, lookup: Mapping[str, str], problems: list[str]) -> Source | None:
+def _source(
+    name: str, table: dict[str, Any], base: Path, lookup: Mapping[str, str], problems: list[str]
+) -> Source | None:
     """Return the source of one table of webhooks.toml, or None after adding to `problems`."""
     before = len(problems)
     say = f"webhooks.toml: [sources.{name}] "
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", name):
         problems.append(f"{say}is no name for a source: use a-z, 0-9 and -, at most 64.")
     checks = {**_COMMON, **(_HMAC if table.get("scheme") == "hmac" else {})}
-    if not isinstance(table.get("scheme"), str) or table["scheme"] not in SCHEMES:  # what its keys should be cannot be told then
+    if (
+        not isinstance(table.get("scheme"), str) or table["scheme"] not in SCHEMES
+    ):  # what its keys should be cannot be told then
         checks |= _HMAC
     for key, value in table.items():
         if key not in checks:
@@ -464,17 +544,32 @@ def _source(name: str, table: dict[str, Any], base: Path, lookup: Mapping[str, s
     secrets = tuple(_resolve(ref, say, base, lookup, problems) for ref in good.get("secrets", ()))
     rules = tuple(_rule(rule, base, say, problems) for rule in good.get("on", ()))
     handler = _handler(good.get("handler", ""), base, f"{say}handler", problems)
-    target_secret = _resolve(good["target_secret"], say, base, lookup, problems) if "target_secret" in good else secrets[:1] and secrets[0]
-    scheme = dataclasses.replace(SCHEMES[good.get("scheme", "hmac")], **{k: v for k, v in good.items() if k in _HMAC or k == "tolerance_s"})
+    target_secret = (
+        _resolve(good["target_secret"], say, base, lookup, problems)
+        if "target_secret" in good
+        else secrets[:1] and secrets[0]
+    )
+    scheme = dataclasses.replace(
+        SCHEMES[good.get("scheme", "hmac")],
+        **{k: v for k, v in good.items() if k in _HMAC or k == "tolerance_s"},
+    )
     if scheme.or_else and "tolerance_s" in good:
-        scheme = dataclasses.replace(scheme, or_else=dataclasses.replace(scheme.or_else, tolerance_s=good["tolerance_s"]))
+        scheme = dataclasses.replace(
+            scheme, or_else=dataclasses.replace(scheme.or_else, tolerance_s=good["tolerance_s"])
+        )
     _check_scheme(scheme, say, "public_url" in table, problems)
     if scheme.special == "mailgun" and good.get("dedupe") == "body":
-        problems.append(f'{say}dedupe is "body", which mailgun does not sign: each forged body would be a new delivery; use "id".')
+        problems.append(
+            f'{say}dedupe is "body", which mailgun does not sign: each forged body would be a '
+            'new delivery; use "id".'
+        )
     problems += [
-        f"{say}secrets: {reference} is not base64 of {MIN_SECRET} bytes or more, after whsec_: copy it whole."
+        f"{say}secrets: {reference} is not base64 of {MIN_SECRET} bytes or more, after whsec_: "
+        "copy it whole."
         for reference, secret in zip(good.get("secrets", ()), secrets, strict=False)
-        if scheme.key == "base64" and len(secret) >= MIN_SECRET and not any(len(key) >= MIN_SECRET for key in keys_of(scheme, secret))
+        if scheme.key == "base64"
+        and len(secret) >= MIN_SECRET
+        and not any(len(key) >= MIN_SECRET for key in keys_of(scheme, secret))
     ]
     options = {k: good[k] for k in _OPTIONS if k in good}
     signer = Signer(name, scheme, secrets, good.get("public_url", ""), good.get("dedupe", "id"))
@@ -490,7 +585,9 @@ def _rule(rule: dict[str, Any], base: Path, say: str, problems: list[str]) -> tu
     for key in sorted(rule.keys() - {"event", "handler"}):
         problems.append(f"{say}on: {key} is no setting of a rule: it has event and handler.")
     if not isinstance(event, str) or not event:
-        problems.append(f'{say}on: event must be a pattern of event types, such as "pull_request*".')
+        problems.append(
+            f'{say}on: event must be a pattern of event types, such as "pull_request*".'
+        )
     if not handler or not _HANDLER[0](handler):
         problems.append(f"{say}on {event!r}: handler must be {_HANDLER[1]}.")
         return "", ""
@@ -503,8 +600,13 @@ def _handler(given: Any, base: Path, say: str, problems: list[str]) -> Spec:
     try:
         if kind_of(spec) == "python":
             find_handler(str(spec), base)
-        elif kind_of(spec) == "http" and (not _is_url(spec) or urlsplit(str(spec)).username is not None):
-            raise BadHandler("it must be a whole http(s) URL, without user and password: the target knows us by the signature.")
+        elif kind_of(spec) == "http" and (
+            not _is_url(spec) or urlsplit(str(spec)).username is not None
+        ):
+            raise BadHandler(
+                "it must be a whole http(s) URL, without user and password: the target knows "
+                "us by the signature."
+            )
         elif kind_of(spec) == "command" and not command.found(spec[0], base):
             raise BadHandler(f"{spec[0]} is not there, or not executable.")
     except BadHandler as error:
@@ -517,12 +619,20 @@ def _check_scheme(scheme: Scheme, say: str, has_url: bool, problems: list[str]) 
         if part in scheme.signed and not (getattr(scheme, key) or scheme.timestamp_name):
             problems.append(f"{say}signed has {part}, so {key} must say which header that is.")
     if scheme.timestamp_header and "{timestamp}" not in scheme.signed:
-        problems.append(f"{say}timestamp_header is not part of signed: anybody could send an old request with a new time.")
+        problems.append(
+            f"{say}timestamp_header is not part of signed: anybody could send an old request "
+            "with a new time."
+        )
     if scheme.needs_url and not has_url:
-        problems.append(f"{say}the URL is signed, so public_url must say what the sender calls: it is never taken from Host.")
+        problems.append(
+            f"{say}the URL is signed, so public_url must say what the sender calls: it is "
+            "never taken from Host."
+        )
 
 
-def _resolve(reference: str, say: str, base: Path, lookup: Mapping[str, str], problems: list[str]) -> bytes:
+def _resolve(
+    reference: str, say: str, base: Path, lookup: Mapping[str, str], problems: list[str]
+) -> bytes:
     """Return the secret that "env:NAME" or "file:PATH" refers to."""
     kind, _, rest = reference.partition(":")
     if kind == "env":
@@ -538,13 +648,19 @@ def _resolve(reference: str, say: str, base: Path, lookup: Mapping[str, str], pr
         return b""
     if len(value) < MIN_SECRET:
         state = "is not set" if not value else f"is shorter than {MIN_SECRET} characters"
-        problems.append(f"{say}secrets: {reference} {state}; `openssl rand -hex 32` makes a good one.")
+        problems.append(
+            f"{say}secrets: {reference} {state}; `openssl rand -hex 32` makes a good one."
+        )
     return value.encode("utf-8", "surrogateescape")
 
 
 def _unset(name: str) -> str:
-    return f"{name} is not set: write {name}=… into .env, or start with `make run`, which makes one."
+    return (
+        f"{name} is not set: write {name}=… into .env, or start with `make run`, which makes one."
+    )
 
 
 def _why(error: Exception) -> str:
-    return ((error.strerror or str(error)) if isinstance(error, OSError) else str(error)).rstrip(".")
+    return ((error.strerror or str(error)) if isinstance(error, OSError) else str(error)).rstrip(
+        "."
+    )

@@ -1,7 +1,9 @@
-"""Dead letters, as an operator acts on them: select, put back, discard, restore, and the story of one delivery.
+"""Dead letters, as an operator acts on them: select, put back, discard, restore, and the story of
+one delivery.
 
-One module under both the dashboard and dlqctl, so that page and command select, count and do the same. It neither
-prints nor renders. Every act is counted, remembered (who, from where, what, how many) and logged (R8).
+One module under both the dashboard and dlqctl, so that page and command select, count and do the
+same. It neither prints nor renders. Every act is counted, remembered (who, from where, what, how
+many) and logged (R8).
 """
 
 import re
@@ -21,8 +23,12 @@ from hookq.store import CHUNK, NEVER, Act, Cause, Parked, Search, Store
 # 8 characters of hex: an act is undone by typing this, so it is short; 24 h of acts do not collide.
 ACT_BYTES: Final = 4
 # Headers that could let somebody in.
-HIDDEN: Final = re.compile(r"auth|cookie|signature|hmac|digest|token|secret|password|jwt|assertion|-key$")
-PAGE_LIMIT: Final = 1000  # moved by one act of the page: what a browser waits for, and a person can oversee
+HIDDEN: Final = re.compile(
+    r"auth|cookie|signature|hmac|digest|token|secret|password|jwt|assertion|-key$"
+)
+PAGE_LIMIT: Final = (
+    1000  # moved by one act of the page: what a browser waits for, and a person can oversee
+)
 UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -35,8 +41,9 @@ class Nonsense(Exception):
 
 
 class Selected(NamedTuple):
-    """Dead letters that match: id → number, in order. `total` is None where only a search through all could tell; `left`
-    were not looked at."""
+    """Dead letters that match: id → number, in order. `total` is None where only a search through
+    all could tell; `left` were not looked at.
+    """
 
     numbers: dict[str, int]
     total: int | None
@@ -45,7 +52,9 @@ class Selected(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """All that is known of one delivery. `delivery` is None once its body is gone (done, or discarded for 24 h)."""
+    """All that is known of one delivery. `delivery` is None once its body is gone (done, or
+    discarded for 24 h).
+    """
 
     id: str
     state: str
@@ -56,12 +65,18 @@ class Story:
 
 
 def audit(store: Store, state_dir: Path) -> dict[str, Any]:
-    """Return the ledger of Redis and this machine's spool together. `spooled` is None when the spool cannot be read, and
-    `spool_why` says why then: it is never called empty."""
+    """Return the ledger of Redis and this machine's spool together. `spooled` is None when the
+    spool cannot be read, and `spool_why` says why then: it is never called empty.
+    """
     found = store.audit()
     try:
         spooled, found["spool_bytes"] = spool_size(state_dir)
-        return {**found, "accepted": found["accepted"] + spooled, "spooled": spooled, "spool_why": ""}
+        return {
+            **found,
+            "accepted": found["accepted"] + spooled,
+            "spooled": spooled,
+            "spool_why": "",
+        }
     except SpoolFailed as error:
         return {**found, "spooled": None, "spool_bytes": None, "spool_why": str(error)}
 
@@ -75,39 +90,72 @@ def spool_size(state_dir: Path) -> tuple[int, int]:
 
 
 def search_of(texts: Mapping[str, str], now: float, ids: tuple[str, ...] = ()) -> Search:
-    """Return the Search that these texts mean: source, cause, event_type, error, text, since, until. Raises Nonsense."""
+    """Return the Search that these texts mean: source, cause, event_type, error, text, since,
+    until. Raises Nonsense.
+    """
     since, until = texts.get("since", ""), texts.get("until", "")
     cause = texts.get("cause", "").lower()
     if cause and not re.fullmatch(r"[0-9a-f]{8}", cause):
-        raise Nonsense(f"{log.printable(cause)} is no cause: they have 8 characters, and `dlqctl --view --by-cause` lists them.")
+        raise Nonsense(
+            f"{log.printable(cause)} is no cause: they have 8 characters, and `dlqctl --view "
+            "--by-cause` lists them."
+        )
     return Search(
-        source=texts.get("source", ""), cause=cause, event_type=texts.get("event_type", ""), error=texts.get("error", ""),
-        text=texts.get("text", ""), since=when(since, now) if since else 0.0, until=when(until, now) if until else NEVER, ids=ids,
-    )  # fmt: skip
+        source=texts.get("source", ""),
+        cause=cause,
+        event_type=texts.get("event_type", ""),
+        error=texts.get("error", ""),
+        text=texts.get("text", ""),
+        since=when(since, now) if since else 0.0,
+        until=when(until, now) if until else NEVER,
+        ids=ids,
+    )
 
 
 def when(text: str, now: float) -> float:
-    """Return the unix time that `text` means: "90s", "2h", "3d" ago, or an ISO date. Raises Nonsense."""
+    """Return the unix time that `text` means: "90s", "2h", "3d" ago, or an ISO date. Raises
+    Nonsense.
+    """
     ago = re.fullmatch(r"([0-9]{1,9})([smhd])", text.strip())
     if ago:
         return max(0.0, now - int(ago[1]) * UNITS[ago[2]])
     try:
         at = datetime.fromisoformat(text.strip()).timestamp()
     except (ValueError, OverflowError):
-        raise Nonsense(f"{log.printable(text)} is no time: write 90s, 15m, 2h or 3d for so long ago, or 2026-01-31T12:00.") from None
+        raise Nonsense(
+            f"{log.printable(text)} is no time: write 90s, 15m, 2h or 3d for so long ago, or "
+            "2026-01-31T12:00."
+        ) from None
     return max(0.0, at)
 
 
 def words(search: Search) -> str:
     """Return the selection in words, for the list of acts and for questions."""
-    told = [f"{name} {value}" for name, value in search._asdict().items() if value and name not in ("since", "until", "ids")]
-    told += [f"{name} {stamp(at)}" for name, at in (("since", search.since), ("until", search.until)) if 0 < at < NEVER]
+    told = [
+        f"{name} {value}"
+        for name, value in search._asdict().items()
+        if value and name not in ("since", "until", "ids")
+    ]
+    told += [
+        f"{name} {stamp(at)}"
+        for name, at in (("since", search.since), ("until", search.until))
+        if 0 < at < NEVER
+    ]
     told += [f"{len(search.ids)} by id"] if search.ids else []
     return ", ".join(told).replace("event_type", "event type") or "all"
 
 
-def select(store: Store, search: Search, passed: int = 0, limit: int = 0, *, newest: bool = False, within_s: float = 1e9) -> Selected:
-    """Return the dead letters that match, after passing over the first `passed` of them; all if `limit` is 0.
+def select(
+    store: Store,
+    search: Search,
+    passed: int = 0,
+    limit: int = 0,
+    *,
+    newest: bool = False,
+    within_s: float = 1e9,
+) -> Selected:
+    """Return the dead letters that match, after passing over the first `passed` of them; all if
+    `limit` is 0.
 
     A search through many stops after `within_s` and says how many it did not look at.
     """
@@ -123,8 +171,12 @@ def select(store: Store, search: Search, passed: int = 0, limit: int = 0, *, new
         matches += more
         if looked < look or time.monotonic() > end:
             break
-    everything = len(search.ids) or store.count_dead(search._replace(event_type="", error="", text="")) or 0
-    return Selected(dict(matches[passed : passed + limit if limit else None]), total, max(0, everything - at))
+    everything = (
+        len(search.ids) or store.count_dead(search._replace(event_type="", error="", text="")) or 0
+    )
+    return Selected(
+        dict(matches[passed : passed + limit if limit else None]), total, max(0, everything - at)
+    )
 
 
 def jobs(store: Store, selected: Selected) -> Iterator[tuple[int, Parked]]:
@@ -136,7 +188,9 @@ def jobs(store: Store, selected: Selected) -> Iterator[tuple[int, Parked]]:
 
 
 def whole_ids(store: Store, beginnings: list[str]) -> tuple[str, ...]:
-    """Return the dead letters meant by these beginnings of ids; each must mean exactly one. Raises NoSuch."""
+    """Return the dead letters meant by these beginnings of ids; each must mean exactly one. Raises
+    NoSuch.
+    """
     found = []
     for begin in beginnings:
         matches = store.dead_beginning(begin) if begin else []
@@ -157,8 +211,12 @@ def by_cause(store: Store, search: Search) -> list[Cause]:
                 ends = store.parked([ids[0], ids[-1]]) if ids else []
                 if len(ends) < 2:
                     continue
-                ends.sort(key=lambda job: job.at)  # ids that were named come in the order of the naming
-                cause = cause._replace(total=len(ids), first_at=ends[0].at, last_at=ends[1].at, sample=ends[1].id)
+                ends.sort(
+                    key=lambda job: job.at
+                )  # ids that were named come in the order of the naming
+                cause = cause._replace(
+                    total=len(ids), first_at=ends[0].at, last_at=ends[1].at, sample=ends[1].id
+                )
             rows.append(cause)
     return sorted(rows, key=lambda cause: (-cause.total, cause.first_at))
 
@@ -176,7 +234,9 @@ def retry_rank(store: Store, rank: int, act: Act) -> str:
     try:
         id = store.redrive_rank(rank, act._replace(what=f"number {rank}"))
     except LookupError as error:
-        raise NoSuch(f"Somebody else has just put back or discarded {error}; see `dlqctl --view`.") from None
+        raise NoSuch(
+            f"Somebody else has just put back or discarded {error}; see `dlqctl --view`."
+        ) from None
     if id is None:
         raise NoSuch(f"There is no dead letter number {rank}; see `dlqctl --view`.")
     _log("act.retry", act, 1, id=id)
@@ -185,14 +245,20 @@ def retry_rank(store: Store, rank: int, act: Act) -> str:
 
 def retry(store: Store, search: Search, act: Act, limit: int = 0) -> list[str]:
     """Put back the dead letters that match, at most `limit` if given; return their ids."""
-    moved = store.redrive(list(select(store, search, limit=limit).numbers), act._replace(what=words(search)))
+    moved = store.redrive(
+        list(select(store, search, limit=limit).numbers), act._replace(what=words(search))
+    )
     _log("act.retry", act, len(moved), what=words(search))
     return moved
 
 
 def discard(store: Store, search: Search, act: Act, limit: int = 0) -> list[str]:
-    """Discard the dead letters that match; return their ids. They can be restored for 24 h as the batch `act.act`."""
-    moved = store.discard(list(select(store, search, limit=limit).numbers), act._replace(what=words(search)))
+    """Discard the dead letters that match; return their ids. They can be restored for 24 h as the
+    batch `act.act`.
+    """
+    moved = store.discard(
+        list(select(store, search, limit=limit).numbers), act._replace(what=words(search))
+    )
     _log("act.discard", act, len(moved), what=words(search), batch=act.act)
     return moved
 
@@ -203,7 +269,10 @@ def restore(store: Store, batch: str, act: Act) -> tuple[str, list[str]]:
     moved = store.restore(store.batch(named), act._replace(what=f"batch {named}")) if named else []
     if not moved:
         told = f"batch {log.printable(named)}" if named else "discarded batch"
-        raise NoSuch(f"There is no {told} to bring back: it was restored already, or discarded more than 24 h ago.")
+        raise NoSuch(
+            f"There is no {told} to bring back: it was restored already, or discarded more "
+            "than 24 h ago."
+        )
     _log("act.restore", act, len(moved), batch=named)
     return named, moved
 
@@ -211,7 +280,10 @@ def restore(store: Store, batch: str, act: Act) -> tuple[str, list[str]]:
 def restore_one(store: Store, id: str, act: Act) -> str:
     """Bring one discarded delivery back; return its id. Raises NoSuch."""
     if not store.restore([id], act._replace(what=id)):
-        raise NoSuch(f"{log.printable(id) or 'That'} is not discarded: it was restored already, or discarded more than 24 h ago.")
+        raise NoSuch(
+            f"{log.printable(id) or 'That'} is not discarded: it was restored already, or "
+            "discarded more than 24 h ago."
+        )
     _log("act.restore", act, 1, id=id)
     return id
 
@@ -224,25 +296,44 @@ def _log(event: str, act: Act, count: int, **facts: Any) -> None:
 
 
 def said(found: Story) -> str:
-    """Return what the target answered, or the command printed, in the last attempt that is known; "" if nothing."""
+    """Return what the target answered, or the command printed, in the last attempt that is known;
+    "" if nothing.
+    """
     facts = [*reversed(found.events), found.parked.facts if found.parked else {}]
-    answer = next((f["answer"]["body"] if "answer" in f else f["output"] for f in facts if "answer" in f or "output" in f), "")
+    answer = next(
+        (
+            f["answer"]["body"] if "answer" in f else f["output"]
+            for f in facts
+            if "answer" in f or "output" in f
+        ),
+        "",
+    )
     return str(answer)
 
 
 def story(store: Store, text: str) -> Story:
-    """Return the story of the one delivery whose job id begins with `text`, or whose delivery id it is. Raises NoSuch."""
+    """Return the story of the one delivery whose job id begins with `text`, or whose delivery id it
+    is. Raises NoSuch.
+    """
     states = store.locate(text) if text else {}
     if text in states:  # a whole id, which may also be the beginning of nothing else
         states = {text: states[text]}
     if not states:
-        raise NoSuch(f"No delivery is known by {log.printable(text) or 'nothing'}: its id may be wrong, or it was done too long ago.")
+        raise NoSuch(
+            f"No delivery is known by {log.printable(text) or 'nothing'}: its id may be wrong, "
+            "or it was done too long ago."
+        )
     if len(states) > 1:
         some = ", ".join(sorted(states)[:5])
-        raise NoSuch(f"{len(states)} deliveries are known by {log.printable(text)}: {some}, …; give more of the id.")
+        raise NoSuch(
+            f"{len(states)} deliveries are known by {log.printable(text)}: {some}, …; give "
+            "more of the id."
+        )
     id, state = next(iter(states.items()))
     events = [event for _, event in store.events(id)]
-    return Story(id, state, store.delivery(id), next(iter(store.parked([id])), None), store.trace(id), events)
+    return Story(
+        id, state, store.delivery(id), next(iter(store.parked([id])), None), store.trace(id), events
+    )
 
 
 def shown_headers(delivery: Delivery | None) -> Headers:

@@ -1,11 +1,12 @@
-"""What a handler may say of a job, and the handlers in Python: how they are found, and run within their time limit.
+"""What a handler may say of a job, and the handlers in Python: how they are found, and run within
+their time limit.
 
-A handler in Python is a function of one argument, the Delivery. It returns: the job is done. It raises Retry, GiveUp
-or anything else: the job is retried, or becomes a dead letter. This file runs; settling is the worker's. The other
-kinds are in forward.py (a URL) and command.py.
+A handler in Python is a function of one argument, the Delivery. It returns: the job is done. It
+raises Retry, GiveUp or anything else: the job is retried, or becomes a dead letter. This file runs;
+settling is the worker's. The other kinds are in forward.py (a URL) and command.py.
 
-The time limit is a signal, so it stops a handler that waits or computes in Python. One that is stuck in C code
-does not see signals: the worker's watchdog ends the whole process then (worker.py).
+The time limit is a signal, so it stops a handler that waits or computes in Python. One that is
+stuck in C code does not see signals: the worker's watchdog ends the whole process then (worker.py).
 """
 
 import importlib
@@ -27,17 +28,25 @@ from typing import Any, Final
 from hookq.job import Delivery
 
 Handler = Callable[[Delivery], Any]
-# How a handler stands in the settings: "file.py:function", "package.module:function", a URL, a command's words, "ignore".
+# How a handler stands in the settings: "file.py:function", "package.module:function", a URL, a
+# command's words, "ignore".
 Spec = str | tuple[str, ...]
-# Runs a handler for so many seconds at most; returns why it failed (None: done), and facts that are kept with the attempt.
+# Runs a handler for so many seconds at most; returns why it failed (None: done), and facts that are
+# kept with the attempt.
 Runner = Callable[[Delivery, float], tuple[BaseException | None, dict[str, Any]]]
 
 # An error deep in a library is the handler's: it is told by the line that called the library.
-_NOT_OWN = (*(sysconfig.get_paths()[name] for name in ("stdlib", "purelib")), str(Path(__file__).parent))
+_NOT_OWN = (
+    *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib")),
+    str(Path(__file__).parent),
+)
 MAX_TRACE = 4000  # characters; a recursion has thousands of frames that say the same
 
-# These are read as JSON or form; a sender that says nothing is taken to mean JSON, as almost all do.
-_PARSED = re.compile(r"|application/(?:[a-z0-9.+-]*\+)?json|text/json|application/x-www-form-urlencoded")
+# These are read as JSON or form; a sender that says nothing is taken to mean JSON, as almost all
+# do.
+_PARSED = re.compile(
+    r"|application/(?:[a-z0-9.+-]*\+)?json|text/json|application/x-www-form-urlencoded"
+)
 
 
 class Retry(Exception):
@@ -45,7 +54,9 @@ class Retry(Exception):
 
     after_s: float | None = None  # also of a subclass that does not call __init__
 
-    def __init__(self, why: str = "the handler asked for a retry", *, after_s: float | None = None) -> None:
+    def __init__(
+        self, why: str = "the handler asked for a retry", *, after_s: float | None = None
+    ) -> None:
         super().__init__(why)
         if after_s is not None:
             self.after_s = float(after_s)
@@ -77,15 +88,21 @@ class NotJson(Exception):
 
 
 class TimeLimit(BaseException):
-    """A handler ran longer than its timeout_s. Not an Exception, so that `except Exception` in it does not swallow it."""
+    """A handler ran longer than its timeout_s. Not an Exception, so that `except Exception` in it
+    does not swallow it.
+    """
 
 
 class BadHandler(Exception):
-    """The handler cannot be loaded; the message is a sentence for the person who wrote the settings."""
+    """The handler cannot be loaded; the message is a sentence for the person who wrote the
+    settings.
+    """
 
 
 def parse_body(delivery: Delivery) -> None:
-    """Check a body of JSON or form type: the handler of a source that names none. Raises NotJson."""
+    """Check a body of JSON or form type: the handler of a source that names none. Raises
+    NotJson.
+    """
     if _PARSED.fullmatch(delivery.content_type):
         try:
             delivery.json()
@@ -108,7 +125,8 @@ def in_process(handler: Handler) -> Runner:
 
 
 def find_handler(spec: str, base: Path) -> Handler:
-    """Return the function that "file.py:function" (relative to `base`) or "package.module:function" names.
+    """Return the function that "file.py:function" (relative to `base`) or "package.module:function"
+    names.
 
     Raises BadHandler with a sentence, which has the line where it is known.
     """
@@ -116,20 +134,35 @@ def find_handler(spec: str, base: Path) -> Handler:
     if not where or not name.isidentifier():
         raise BadHandler('it must be "file.py:function" or "package.module:function".')
     try:
-        module = _load_file(base / where) if where.endswith(".py") else importlib.import_module(where)
+        module = (
+            _load_file(base / where) if where.endswith(".py") else importlib.import_module(where)
+        )
     except FileNotFoundError:
         raise BadHandler(f"there is no file {base / where}.") from None
     except SyntaxError as error:
         raise BadHandler(f"{error.filename} line {error.lineno}: {error.msg}.") from None
-    except BaseException as error:  # also SystemExit and KeyboardInterrupt: a file decides about itself only
+    except (
+        BaseException
+    ) as error:  # also SystemExit and KeyboardInterrupt: a file decides about itself only
         frames = traceback.extract_tb(error.__traceback__)
-        last = next((f for f in reversed(frames) if not f.filename.startswith("<frozen")), frames[-1])
-        raise BadHandler(f"{last.filename} line {last.lineno}: {type(error).__name__}: {error}.") from None
+        last = next(
+            (f for f in reversed(frames) if not f.filename.startswith("<frozen")), frames[-1]
+        )
+        raise BadHandler(
+            f"{last.filename} line {last.lineno}: {type(error).__name__}: {error}."
+        ) from None
     handler = getattr(module, name, None)
     if not callable(handler):
         raise BadHandler(f"{where} has no function {name}.")
-    if inspect.iscoroutinefunction(handler) or inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
-        raise BadHandler(f"{name} is async or a generator: calling it would run nothing; make it a plain function.")
+    if (
+        inspect.iscoroutinefunction(handler)
+        or inspect.isgeneratorfunction(handler)
+        or inspect.isasyncgenfunction(handler)
+    ):
+        raise BadHandler(
+            f"{name} is async or a generator: calling it would run nothing; make it a plain "
+            "function."
+        )
     try:
         inspect.signature(handler).bind(None)
     except TypeError:
@@ -140,14 +173,17 @@ def find_handler(spec: str, base: Path) -> Handler:
 
 
 def _load_file(path: Path) -> ModuleType:
-    # A name of its own: a handlers.py of the user must not take the place of a module that is already imported.
+    # A name of its own: a handlers.py of the user must not take the place of a module that is
+    # already imported.
     name = "handler_file_" + re.sub(r"\W", "_", str(path.resolve()))
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise FileNotFoundError(path)
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # before it runs, as import does: dataclasses and pickle look it up there
+        sys.modules[name] = (
+            module  # before it runs, as import does: dataclasses and pickle look it up there
+        )
         try:
             spec.loader.exec_module(module)
         except BaseException:
@@ -163,7 +199,9 @@ _due = 0.0  # when the timer fires
 
 
 def watch_time() -> None:
-    """Set timer and signal anew for the next handler: now and then, for one of before may have taken them for itself."""
+    """Set timer and signal anew for the next handler: now and then, for one of before may have
+    taken them for itself.
+    """
     global _due
     _due = 0.0
 
@@ -175,10 +213,12 @@ def stop_watch() -> None:
 
 
 def run(handler: Handler, delivery: Delivery, limit_s: float) -> BaseException | None:
-    """Run a handler in the main thread, for `limit_s` at most; return what it raised, TimeLimit if it ran longer.
+    """Run a handler in the main thread, for `limit_s` at most; return what it raised, TimeLimit if
+    it ran longer.
 
-    A timer that fires early enough is left as it is, and set anew when it fires: to set one for each job and to take
-    it back cost 13 of the 80 µs of a job (a timer is slow to set in a virtual machine).
+    A timer that fires early enough is left as it is, and set anew when it fires: to set one for
+    each job and to take it back cost 13 of the 80 µs of a job (a timer is slow to set in a virtual
+    machine).
     """
     global _limit_s, _deadline
     now = time.monotonic()
@@ -187,14 +227,23 @@ def run(handler: Handler, delivery: Delivery, limit_s: float) -> BaseException |
         _set_timer(now, limit_s)
     try:
         try:
-            if inspect.isawaitable(handler(delivery)):  # nothing of it has run: to call that done would be a lie
-                raise TypeError("the handler returned something to await; it must do its work before it returns")
+            if inspect.isawaitable(
+                handler(delivery)
+            ):  # nothing of it has run: to call that done would be a lie
+                raise TypeError(
+                    "the handler returned something to await; it must do its work before it returns"
+                )
         finally:
             _deadline = FOREVER
-            if os.getpid() != _PID:  # the handler has forked, and this is the child: two of us must not settle
+            if (
+                os.getpid() != _PID
+            ):  # the handler has forked, and this is the child: two of us must not settle
                 os._exit(0)
-    except BaseException as error:  # also SystemExit: a handler decides about its job, never about the worker
-        _deadline = FOREVER  # again: the alarm may have come within the line above, and comes no sooner than in a second
+    except (
+        BaseException
+    ) as error:  # also SystemExit: a handler decides about its job, never about the worker
+        # again: the alarm may have come within the line above, and comes no sooner than in a second
+        _deadline = FOREVER
         return error
     return None
 
@@ -216,13 +265,23 @@ def _on_alarm(_signal: int, _frame: FrameType | None) -> None:
 
 
 def place_of(error: BaseException) -> str:
-    """Return "file.py:line function" of the innermost frame of the handler's own code, "" if it has none."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_OWN)]
-    return sendable(f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}") if frames else ""
+    """Return "file.py:line function" of the innermost frame of the handler's own code, "" if it has
+    none.
+    """
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_OWN)
+    ]
+    return (
+        sendable(f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}")
+        if frames
+        else ""
+    )
 
 
 def trace_of(error: BaseException) -> str:
-    """Return the end of the traceback as text, for the story of a dead letter: the part that says where it broke."""
+    """Return the end of the traceback as text, for the story of a dead letter: the part that says
+    where it broke.
+    """
     if error.__traceback__ is None:  # it happened outside Python
         return ""
     return sendable("".join(traceback.format_exception(error)))[-MAX_TRACE:]
@@ -240,5 +299,7 @@ def text_of(error: BaseException) -> str:
 
 
 def sendable(text: str) -> str:
-    """Return text that is valid UTF-8: half a surrogate pair, as from a file name, cannot be sent to Redis."""
+    """Return text that is valid UTF-8: half a surrogate pair, as from a file name, cannot be sent
+    to Redis.
+    """
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,10 +1,12 @@
-"""accept, as it is sent: one transaction for a batch of deliveries; and for an event loop, without ever blocking.
+"""accept, as it is sent: one transaction for a batch of deliveries; and for an event loop, without
+ever blocking.
 
-Rules: the entries come first, and a script takes back those that were seen before (hookq/lua/accept.lua).
+Rules: the entries come first, and a script takes back those that were seen before
+(hookq/lua/accept.lua).
 
-Promises: whatever a batch's reply says is durable: on this Redis' disk, as far as it syncs before it answers, and with as
-many replicas as are asked for. Does not promise which of the batches under way were done when the connection fails: a
-sender that repeats one is answered as a duplicate (R6).
+Promises: whatever a batch's reply says is durable: on this Redis' disk, as far as it syncs before
+it answers, and with as many replicas as are asked for. Does not promise which of the batches under
+way were done when the connection fails: a sender that repeats one is answered as a duplicate (R6).
 """
 
 import contextlib
@@ -27,7 +29,8 @@ from hookq.link import Away, connect, reaching
 # The slowest disk we wait for: the longest body then has 3.5 s instead of 1 s.
 SLOW_DISK_BYTES_S: Final = 10 << 20
 
-# XADD of one delivery up to its body, and what follows that. hiredis.pack_command would take twice as long.
+# XADD of one delivery up to its body, and what follows that. hiredis.pack_command would take twice
+# as long.
 _ENTRY: Final = (
     b"*25\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$1\r\nv\r\n$1\r\n1\r\n$2\r\nid\r\n$%d\r\n%b\r\n$11\r\ndelivery_id\r\n$%d\r\n%b\r\n"
     b"$10\r\nevent_type\r\n$%d\r\n%b\r\n$11\r\nreceived_at\r\n$%d\r\n%b\r\n$7\r\nattempt\r\n$1\r\n0\r\n$6\r\ndeaths\r\n$1\r\n0\r\n"
@@ -41,20 +44,44 @@ REPLICAS_PART: Final = 0.9
 _MULTI, _EXEC = hiredis.pack_command(("MULTI",)), hiredis.pack_command(("EXEC",))
 
 
-def accept_packed(batch: Sequence[tuple[Delivery, int]], flush: tuple[str, Mapping[str, int]] | None = None) -> bytes:
-    """Return the transaction that accepts a batch, as it is sent: MULTI, an XADD for each, accept.lua, EXEC.
+def accept_packed(
+    batch: Sequence[tuple[Delivery, int]], flush: tuple[str, Mapping[str, int]] | None = None
+) -> bytes:
+    """Return the transaction that accepts a batch, as it is sent: MULTI, an XADD for each,
+    accept.lua, EXEC.
 
-    The entries come first and the script takes back those that were seen before, so that no body passes through Lua,
-    which hashes every byte of a string: that was 9 of the 46 µs a delivery took in Redis. EVAL, not EVALSHA: one that
-    Redis has forgotten would fail after the entries were made.
+    The entries come first and the script takes back those that were seen before, so that no body
+    passes through Lua, which hashes every byte of a string: that was 9 of the 46 µs a delivery took
+    in Redis. EVAL, not EVALSHA: one that Redis has forgotten would fail after the entries were
+    made.
     """
     parts = [_MULTI]
     args: list[Any] = ["EVAL", SCRIPTS["accept"][1], "1", PREFIX, str(len(batch))]
     for d, dedupe_s in batch:
-        stream, id, delivery_id, event_type = key("ready", d.source).encode(), d.id.encode(), d.delivery_id.encode(), d.event_type.encode()
+        stream, id, delivery_id, event_type = (
+            key("ready", d.source).encode(),
+            d.id.encode(),
+            d.delivery_id.encode(),
+            d.event_type.encode(),
+        )
         at, secret = b"%.6f" % d.received_at, b"%d" % d.secret
-        facts = (len(stream), stream, len(id), id, len(delivery_id), delivery_id, len(event_type), event_type, len(at), at)
-        parts += (_ENTRY % (*facts, len(d.head), d.head, len(d.body)), d.body, _ENTRY_END % (len(secret), d.secret))
+        facts = (
+            len(stream),
+            stream,
+            len(id),
+            id,
+            len(delivery_id),
+            delivery_id,
+            len(event_type),
+            event_type,
+            len(at),
+            at,
+        )
+        parts += (
+            _ENTRY % (*facts, len(d.head), d.head, len(d.body)),
+            d.body,
+            _ENTRY_END % (len(secret), d.secret),
+        )
         args += (str(dedupe_s), d.source, d.delivery_id, d.id, d.event_type, str(d.secret))
     if flush:
         args.append(flush[0])
@@ -74,20 +101,28 @@ def accepted(replies: Sequence[Any]) -> list[str]:
 class Intake:
     """accept() for an event loop: several batches under way on one connection, never blocking.
 
-    redis-py sets the connection up (login, TLS, database); then its socket is ours. `start` connects in a thread and
-    calls `wake` when that is over. Any failure ends the connection: what was under way is handed back by `failed` and
-    may or may not have been done; a sender that repeats it is answered as a duplicate (R6).
+    redis-py sets the connection up (login, TLS, database); then its socket is ours. `start`
+    connects in a thread and calls `wake` when that is over. Any failure ends the connection: what
+    was under way is handed back by `failed` and may or may not have been done; a sender that
+    repeats it is answered as a duplicate (R6).
     """
 
     # Two: while Redis syncs one batch, the next is gathered. More only makes the queue longer.
     MAX_UNDER_WAY: Final = 2
 
-    def __init__(self, url: str, name: str, wake: Callable[[], None], limit_s: float = 1.0, replicas: int = 0) -> None:
+    def __init__(
+        self, url: str, name: str, wake: Callable[[], None], limit_s: float = 1.0, replicas: int = 0
+    ) -> None:
         """A batch counts as accepted when `replicas` replicas have it, too (`DURABILITY`)."""
         self.name, self.host, self.replicas = name, host_of(name), replicas
         self._wait = b""  # is sent behind each batch, and asks for them
         self._ids: list[str] | None = None  # of the batch of which that is still to be answered
-        self._said: Mapping[str, Any] | None = {"pid": os.getpid(), "up_s": 0, "connections": 0, "spooled": 0}
+        self._said: Mapping[str, Any] | None = {
+            "pid": os.getpid(),
+            "up_s": 0,
+            "connections": 0,
+            "spooled": 0,
+        }
         self._hears_by = float("inf")  # until when an answer to the last `say` must be here
         self.ahead_s = 0.0  # of Redis' clock before ours
         self._client = connect(url, limit_s, name)
@@ -127,7 +162,8 @@ class Intake:
             with reaching():
                 link = self._client.connection_pool.make_connection()
                 link.connect()
-                # An empty batch is refused just as a full one would be: out of memory, read-only, disk error.
+                # An empty batch is refused just as a full one would be: out of memory, read-only,
+                # disk error.
                 link.send_packed_command([accept_packed([]), self._say_packed()])
                 for _ in range(3):
                     link.read_response()
@@ -149,23 +185,43 @@ class Intake:
         link, self._made = self._made, None
         if link is None:
             return False
-        self._link, self.sock, self._reader, self._out = link, link._sock, hiredis.Reader(), memoryview(b"")
+        self._link, self.sock, self._reader, self._out = (
+            link,
+            link._sock,
+            hiredis.Reader(),
+            memoryview(b""),
+        )
         return True
 
-    def submit(self, batch: Sequence[tuple[Delivery, int]], flush: tuple[str, Mapping[str, int]] | None, token: Any) -> None:
-        """Send a batch; `received` gives `token` back with the ids. `flush` is a unique id, and counters to raise."""
+    def submit(
+        self,
+        batch: Sequence[tuple[Delivery, int]],
+        flush: tuple[str, Mapping[str, int]] | None,
+        token: Any,
+    ) -> None:
+        """Send a batch; `received` gives `token` back with the ids. `flush` is a unique id, and
+        counters to raise.
+        """
         packed = accept_packed(batch, flush) + self._wait
         # A large body takes its time to be sent and synced, and is not to be given up for its size.
-        begins = max([time.monotonic(), *(deadline - self.limit_s for deadline, _ in self._batches)])
+        begins = max(
+            [time.monotonic(), *(deadline - self.limit_s for deadline, _ in self._batches)]
+        )
         self._batches.append((begins + self.limit_s + len(packed) / SLOW_DISK_BYTES_S, token))
         self._send(packed)
 
     def say(self, facts: Mapping[str, Any] | None) -> None:
-        """Tell the pages of all hosts that this process lives, None that it ends; when it connects, it says the last again."""
+        """Tell the pages of all hosts that this process lives, None that it ends; when it connects,
+        it says the last again.
+        """
         self._said = facts
-        if self.up and not self._out and self._hears_by == float("inf"):  # one at a time: who does not hear it, is not told more
+        if (
+            self.up and not self._out and self._hears_by == float("inf")
+        ):  # one at a time: who does not hear it, is not told more
             # Behind what is under way, and what that waits for.
-            self._hears_by = max([time.monotonic(), *(deadline for deadline, _ in self._batches)]) + self.limit_s
+            self._hears_by = (
+                max([time.monotonic(), *(deadline for deadline, _ in self._batches)]) + self.limit_s
+            )
             self._send(self._say_packed())
 
     def _say_packed(self) -> bytes:
@@ -187,9 +243,15 @@ class Intake:
         self.ahead_s = ahead_s if abs(ahead_s) > CLOCKS_AGREE_S else 0.0
 
     def _how_to_wait(self, link: Any) -> bytes:
-        """Return what asks for replicas here: their disks where the server knows how (Redis 7.2), else their memory."""
+        """Return what asks for replicas here: their disks where the server knows how (Redis 7.2),
+        else their memory.
+        """
         for words in (("WAITAOF", "0"), ("WAIT",)):
-            packed = bytes(hiredis.pack_command((*words, str(self.replicas), str(int(1000 * self.limit_s * REPLICAS_PART)))))
+            packed = bytes(
+                hiredis.pack_command(
+                    (*words, str(self.replicas), str(int(1000 * self.limit_s * REPLICAS_PART)))
+                )
+            )
             link.send_packed_command([packed])
             try:
                 self._confirm(link.read_response())
@@ -204,7 +266,9 @@ class Intake:
         count = reply[1] if isinstance(reply, list) else reply
         if count < self.replicas:
             where = "on their disks" if isinstance(reply, list) else "in memory"
-            raise redis.ResponseError(f"{count} replicas have it {where} in time, and DURABILITY asks for {self.replicas}")
+            raise redis.ResponseError(
+                f"{count} replicas have it {where} in time, and DURABILITY asks for {self.replicas}"
+            )
 
     def _send(self, packed: bytes) -> None:
         self._out = memoryview(bytes(self._out) + packed if self._out else packed)
@@ -223,7 +287,9 @@ class Intake:
         return bool(self._out)
 
     def received(self) -> Iterator[tuple[Any, list[str]]]:
-        """Yield (token, ids) of each batch that is durable by now; then raise Away if there is no going on."""
+        """Yield (token, ids) of each batch that is durable by now; then raise Away if there is no
+        going on.
+        """
         with reaching():
             try:
                 while data := self.sock.recv(65536):
@@ -252,7 +318,9 @@ class Intake:
                 yield token, ids
 
     def overdue(self, now: float) -> bool:
-        """Tell whether a batch, or a heartbeat, has waited longer than the limit of a command (R7)."""
+        """Tell whether a batch, or a heartbeat, has waited longer than the limit of a command
+        (R7).
+        """
         return now > min([self._hears_by, *(deadline for deadline, _ in self._batches[:1])])
 
     def failed(self, why: str) -> list[Any]:

@@ -1,11 +1,12 @@
 """A job: the work owed for one delivery, its states, and the moves between them.
 
-Rules of this file: it is pure (no clock, no I/O, no Redis), and MOVES is the law. The store makes no move that
-is not in the table; tests/test_job.py walks every verb from every state against a real Redis to see that it holds.
+Rules of this file: it is pure (no clock, no I/O, no Redis), and MOVES is the law. The store makes
+no move that is not in the table; tests/test_job.py walks every verb from every state against a real
+Redis to see that it holds.
 
-Promises: a job is in exactly one state, and only a verb moves it.
-Does not promise: order between jobs, or that a handler runs only once (a worker may die after its work and
-before it could say so; the job then runs again, with the same `id` and `delivery_id` to be idempotent with).
+Promises: a job is in exactly one state, and only a verb moves it. Does not promise: order between
+jobs, or that a handler runs only once (a worker may die after its work and before it could say so;
+the job then runs again, with the same `id` and `delivery_id` to be idempotent with).
 """
 
 import json
@@ -14,7 +15,8 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
-# The one drawing of the life of a job. README shows the same; tests/test_readme.py compares the two.
+# The one drawing of the life of a job. README shows the same; tests/test_readme.py compares the
+# two.
 DRAWING: Final = """\
     accept ──▶ READY ──lease──▶ LEASED ──┬── complete ────▶ DONE
                  ▲                 │     ├── reschedule ──▶ RETRY ──promote──▶ READY
@@ -24,9 +26,18 @@ DRAWING: Final = """\
                                                           DISCARDED ──▶ DEAD
 """
 
-ABSENT, READY, LEASED, RETRY, DEAD, DONE, DISCARDED = "absent", "ready", "leased", "retry", "dead", "done", "discarded"
+ABSENT, READY, LEASED, RETRY, DEAD, DONE, DISCARDED = (
+    "absent",
+    "ready",
+    "leased",
+    "retry",
+    "dead",
+    "done",
+    "discarded",
+)
 
-# If you change this table, also change DRAWING above, the script of the verb in hookq/lua, and README's drawing.
+# If you change this table, also change DRAWING above, the script of the verb in hookq/lua, and
+# README's drawing.
 MOVES: Final = {
     (ABSENT, "accept"): READY,
     (READY, "lease"): LEASED,
@@ -41,29 +52,35 @@ MOVES: Final = {
     (DISCARDED, "restore"): DEAD,
 }
 
-# Why a job is dead. `killed_worker`: three workers died of it (R9). `no_source`: the settings no longer name its source.
+# Why a job is dead. `killed_worker`: three workers died of it (R9). `no_source`: the settings no
+# longer name its source.
 REASONS: Final = ("max_attempts", "gave_up", "not_json", "killed_worker", "no_source")
 
-# The third death makes a dead letter: once is bad luck, twice is suspicious, and every further start costs a worker.
+# The third death makes a dead letter: once is bad luck, twice is suspicious, and every further
+# start costs a worker.
 MAX_DEATHS: Final = 3
 
 # One field is looked for in a quarter of the time that `headers` takes to cut all of them.
 _CONTENT_TYPE: Final = re.compile(rb"(?im)^content-type:([^;\r\n]*)")
-_TRACEPARENT: Final = re.compile(rb"(?im)^traceparent:[ \t]*([0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})[ \t]*\r?$")
+_TRACEPARENT: Final = re.compile(
+    rb"(?im)^traceparent:[ \t]*([0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})[ \t]*\r?$"
+)
 
 # Ids count from 2020: 50 bits of microseconds then last until 2055.
 ID_EPOCH: Final = 1_577_836_800
 ID_LENGTH: Final = 16
 
-_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base32 in lower case: no i, l, o, u to misread
+_ALPHABET: Final = (
+    "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base32 in lower case: no i, l, o, u to misread
+)
 _PAIRS: Final = [first + second for first in _ALPHABET for second in _ALPHABET]
 
 
 class JobIds:
     """Makes job ids: 16 characters, 50 bits of microseconds and 30 bits that tell processes apart.
 
-    They sort by time of arrival to the microsecond. Within a process they are strictly increasing, even when the
-    clock is stepped back; between processes the nonce keeps them apart.
+    They sort by time of arrival to the microsecond. Within a process they are strictly increasing,
+    even when the clock is stepped back; between processes the nonce keeps them apart.
     """
 
     def __init__(self, nonce: int) -> None:
@@ -85,7 +102,9 @@ class JobIds:
 
 
 def arrived_at(begin: str) -> float | None:
-    """Return the earliest arrival (unix seconds) of jobs whose id begins so, or None when no id does."""
+    """Return the earliest arrival (unix seconds) of jobs whose id begins so, or None when no id
+    does.
+    """
     if len(begin) > ID_LENGTH or not set(begin) <= set(_ALPHABET):
         return None
     number = 0
@@ -95,7 +114,9 @@ def arrived_at(begin: str) -> float | None:
 
 
 def cause_of(reason: str, error: BaseException | None, place: str) -> str:
-    """Return what groups dead letters: exception type and place; the reason alone where no handler's code failed."""
+    """Return what groups dead letters: exception type and place; the reason alone where no
+    handler's code failed.
+    """
     if error is None or reason in ("not_json", "no_source"):
         return reason
     if cause := getattr(error, "cause", ""):  # of a URL or a command
@@ -123,8 +144,9 @@ class Headers(dict[str, str]):
 class Delivery(NamedTuple):
     """One verified request, as it is stored and as a handler sees it.
 
-    `received_at` is in unix seconds, `attempt` counts runs of the handler from 1 (0 while nothing has run),
-    `body` are the signed bytes exactly as they came (R3), `head` the header lines as they came.
+    `received_at` is in unix seconds, `attempt` counts runs of the handler from 1 (0 while nothing
+    has run), `body` are the signed bytes exactly as they came (R3), `head` the header lines as they
+    came.
     """
 
     id: str
@@ -135,15 +157,21 @@ class Delivery(NamedTuple):
     head: bytes
     body: bytes
     attempt: int = 0
-    secret: int = 0  # which of the source's secrets signed it, from 1, the newest first; 0 is not known
+    secret: int = (
+        0  # which of the source's secrets signed it, from 1, the newest first; 0 is not known
+    )
 
     def __repr__(self) -> str:
         """Never head or body: what is printed ends in a log."""
-        return f"Delivery({self.id} of {self.source}, attempt {self.attempt}, {len(self.body)} bytes)"
+        return (
+            f"Delivery({self.id} of {self.source}, attempt {self.attempt}, {len(self.body)} bytes)"
+        )
 
     @property
     def headers(self) -> Headers:
-        """The sender's header fields; of a repeated one the values are joined with a comma (RFC 9110 section 5.3)."""
+        """The sender's header fields; of a repeated one the values are joined with a comma (RFC
+        9110 section 5.3).
+        """
         found = Headers()
         for name, value in header_lines(self.head):
             name = name.lower()
@@ -158,7 +186,9 @@ class Delivery(NamedTuple):
 
     @property
     def traceparent(self) -> str | None:
-        """Return the trace this delivery belongs to (W3C Trace Context, section 3.2), None if the sender gave none."""
+        """Return the trace this delivery belongs to (W3C Trace Context, section 3.2), None if the
+        sender gave none.
+        """
         found = _TRACEPARENT.search(self.head)
         return found[1].decode() if found else None
 
@@ -169,12 +199,16 @@ class Delivery(NamedTuple):
         """
         if self.content_type != "application/x-www-form-urlencoded":
             return json.loads(self.body)
-        form = parse_qs(self.body.decode(), keep_blank_values=True, strict_parsing=True, max_num_fields=1000)
+        form = parse_qs(
+            self.body.decode(), keep_blank_values=True, strict_parsing=True, max_num_fields=1000
+        )
         return json.loads(form["payload"][0]) if "payload" in form else form
 
 
 def header_lines(head: bytes) -> Iterator[tuple[str, str]]:
-    """Yield (name, value) of header lines that `wire.parse_head` has already found to be well formed."""
+    """Yield (name, value) of header lines that `wire.parse_head` has already found to be well
+    formed.
+    """
     for line in head.decode("latin-1").split("\r\n"):
         name, colon, value = line.partition(":")
         if colon:

@@ -1,36 +1,42 @@
-"""The names of the keys, and the scripts: what Redis holds for webhookd. Nobody else spells a key (one hash tag: one slot).
+"""The names of the keys, and the scripts: what Redis holds for webhookd. Nobody else spells a key
+(one hash tag: one slot).
 
-    key                            type    contents                                                     expiry
-    {hookq}:sources                SET     every source that had a delivery or a worker                 never
-    {hookq}:ready:<source>         STREAM  one entry per ready or leased job, the whole delivery in it  when settled
-      group "workers"                      its pending list is the table of leases
-    {hookq}:seen:<source>:<did>    STRING  job id of the delivery with this delivery id (R6)            dedupe_s
-    {hookq}:made:<job id>          STRING  claims a job id where no `seen` outlives a day               1 day
-    {hookq}:retry                  ZSET    job id → due, unix seconds                                   when promoted
-    {hookq}:retries                HASH    source → how many of its jobs are in retry                       never
-    {hookq}:dead                   ZSET    job id → died at, unix seconds                               by a person
-    {hookq}:job:<id>               HASH    a parked job (retry, dead, discarded), body included         24 h once discarded
-    {hookq}:batches                ZSET    batch (the act's id) → discarded at                          24 h
-    {hookq}:batch:<act>            ZSET    job id → died at, of what one act discarded                  24 h
-    {hookq}:ledger                 HASH    accepted, done, discarded: they move with the jobs           never
-    {hookq}:metrics                HASH    counters: <name>:<source>[:<label>]                          never
-    {hookq}:last                   HASH    the same names → when they were raised last                  never
-    {hookq}:minute:<minute>        HASH    the same of one minute: accepted, done, dead, rejected       2 h
-    {hookq}:history                STREAM  what was done lately, without bodies; about 10,000           by count
-    {hookq}:recent                 LIST    id, source, event type of the deliveries accepted last; 25   by count
-    {hookq}:acts                   STREAM  what operators did; about 1,000                              by count
-    {hookq}:workers                HASH    worker → when it came, heartbeat (JSON)                      when it is gone
-    {hookq}:ingestion              HASH    process → when it came, host, heartbeat (JSON)               a day after
-    {hookq}:missing                HASH    worker → first seen without a connection                     when it is back
-    {hookq}:primary                HASH    run id of the server that was asked last who is gone; since     never
-    {hookq}:hand                   HASH    worker → entry of a suspect job it is about to run           when it is gone
-    {hookq}:epoch                  STRING  made once; gone means that Redis came back empty             never
+    key                         type   contents                                          expiry
+    {hookq}:sources             SET    every source that had a delivery or a worker      never
+    {hookq}:ready:<source>      STREAM an entry per ready or leased job: the delivery    on settle
+      group workers                    its pending list is the table of leases
+    {hookq}:seen:<source>:<did> STRING job id of the delivery with this id (R6)          dedupe_s
+    {hookq}:made:<job id>       STRING claims a job id where no `seen` outlives a day    1 day
+    {hookq}:retry               ZSET   job id → due, unix seconds                        on promote
+    {hookq}:retries             HASH   source → how many of its jobs are in retry        never
+    {hookq}:dead                ZSET   job id → died at, unix seconds                    by a person
+    {hookq}:dead:<source>       ZSET   the same, of one source                           by a person
+    {hookq}:cause:<cause>       ZSET   the same, of one cause                            by a person
+    {hookq}:causes              HASH   cause → its source and text                       with last
+    {hookq}:job:<id>            HASH   a parked job (retry, dead, discarded), its body   24 h later
+    {hookq}:batches             ZSET   batch (the act's id) → discarded at               24 h
+    {hookq}:batch:<act>         ZSET   job id → died at, of what one act discarded       24 h
+    {hookq}:ledger              HASH   accepted, done, discarded: move with the jobs     never
+    {hookq}:metrics             HASH   counters: <name>:<source>[:<label>]               never
+    {hookq}:last                HASH   the same names → when they were raised last       never
+    {hookq}:minute:<minute>     HASH   accepted, done, dead, rejected of one minute      2 h
+    {hookq}:history             STREAM what was done lately, without bodies              10,000
+    {hookq}:recent              LIST   id, source, event type of what was accepted last  25
+    {hookq}:acts                STREAM what operators did                                1,000
+    {hookq}:workers             HASH   worker → when it came, heartbeat (JSON)           when gone
+    {hookq}:ingestion           HASH   process → when it came, host, heartbeat (JSON)    a day after
+    {hookq}:missing             HASH   worker → first seen without a connection          when back
+    {hookq}:primary             HASH   who was asked last who is gone: run id, since     never
+    {hookq}:hand                HASH   worker → entry of a suspect it is about to run    when gone
+    {hookq}:epoch               STRING made once; gone: Redis came back empty            never
 
-An entry of a stream holds: v (format, 1), id, delivery_id, event_type, received_at, attempt (runs so far), deaths,
-suspect, head (header lines as they came), body, secret (its place among the source's).
+An entry of a stream holds: v (format, 1), id, delivery_id, event_type, received_at, attempt (runs
+so far), deaths, suspect, head (header lines as they came), body, secret (its place among the
+source's).
 
-Why scripts: each either runs whole or not at all, also when memory is full ("#!lua" makes Redis refuse it before it
-starts). Those that settle or free carry allow-oom, so that a full Redis can still be drained.
+Why scripts: each either runs whole or not at all, also when memory is full ("#!lua" makes Redis
+refuse it before it starts). Those that settle or free carry allow-oom, so that a full Redis can
+still be drained.
 
 Promises: nothing; it only names. The scripts are read once, when the module is imported.
 """
@@ -42,7 +48,18 @@ from typing import Final
 
 PREFIX: Final = "{hookq}:"
 
-_ALLOW_OOM: Final = ("settle", "promote", "reclaim", "redrive", "discard", "restore", "beat", "here", "announce", "gone")
+_ALLOW_OOM: Final = (
+    "settle",
+    "promote",
+    "reclaim",
+    "redrive",
+    "discard",
+    "restore",
+    "beat",
+    "here",
+    "announce",
+    "gone",
+)
 _READ_ONLY: Final = ("audit", "find", "select", "story")
 
 
@@ -51,7 +68,13 @@ def _scripts() -> dict[str, tuple[str, str]]:
     folder = Path(__file__).with_name("lua")
     prelude, made = (folder / "prelude.lua").read_text(), {}
     for path in folder.glob("*.lua"):
-        flags = " flags=allow-oom" if path.stem in _ALLOW_OOM else " flags=no-writes" if path.stem in _READ_ONLY else ""
+        flags = (
+            " flags=allow-oom"
+            if path.stem in _ALLOW_OOM
+            else " flags=no-writes"
+            if path.stem in _READ_ONLY
+            else ""
+        )
         # Without comments and indents: accept is sent whole with each batch.
         text = f"#!lua{flags}\n" + re.sub(r"(?m)^\s*(--.*\n)?", "", prelude + path.read_text())
         made[path.stem] = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text
@@ -68,5 +91,7 @@ def key(*parts: str) -> str:
 
 
 def host_of(process: str) -> str:
-    """Return the host in the name of a process: <kind>-<host>-<pid>-<token>, as `process.name_of` makes it."""
+    """Return the host in the name of a process: <kind>-<host>-<pid>-<token>, as `process.name_of`
+    makes it.
+    """
     return process.partition("-")[2].rsplit("-", 2)[0]

@@ -1,10 +1,13 @@
-"""Behind `make run` and `make reload`: checks what can be checked before anything starts, runs supervisord, says what runs where.
+"""Behind `make run` and `make reload`: checks what can be checked before anything starts, runs
+supervisord, says what runs where.
 
-It makes the secrets of a first start, holds the lock on STATE_DIR, and tries both ports: a taken one would end
-supervisord with a traceback. Then it waits: for a signal, which it passes on, or for supervisord's end.
+It makes the secrets of a first start, holds the lock on STATE_DIR, and tries both ports: a taken
+one would end supervisord with a traceback. Then it waits: for a signal, which it passes on, or for
+supervisord's end.
 
-Promises: when it ends, whatever it started has ended. Does not promise to notice edits: host, ports, numbers of
-processes and STATE_DIR are those of the start; everything else is read anew by the processes on HUP.
+Promises: when it ends, whatever it started has ended. Does not promise to notice edits: host,
+ports, numbers of processes and STATE_DIR are those of the start; everything else is read anew by
+the processes on HUP.
 """
 
 import errno
@@ -33,7 +36,10 @@ PORT_WAIT_S = 15.0  # a stack that is just stopping needs a moment to let go
 STOP_GRACE_S = 10  # over the longest timeout_s, before a worker is killed
 SETTLED_S = 1.5  # after which supervisord has started all its children
 SLOW_S = 5.0  # until it says what it is waiting for
-FOLLOW_S, FOLLOWED = 0.5, 20  # how often it is looked at what happened, and how many lines are said of that
+FOLLOW_S, FOLLOWED = (
+    0.5,
+    20,
+)  # how often it is looked at what happened, and how many lines are said of that
 READY_S = 60.0  # Redis reads its file first: a gigabyte of it takes about ten seconds
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MADE = ("WEBHOOK_SECRET", "DASHBOARD_PASSWORD")
@@ -47,14 +53,17 @@ def main() -> None:
 
 
 def reload() -> None:
-    """Make every process start anew with the settings of now, unless those are wrong: then say so, and leave all as it is."""
+    """Make every process start anew with the settings of now, unless those are wrong: then say so,
+    and leave all as it is.
+    """
     settings = process.load_or_exit(lambda: load(root=process.root(), need=("DASHBOARD_PASSWORD",)))
     try:
         told = programs.reload_all(settings.state_dir)
     except programs.NoSupervisor as error:
         stop(f"webhookd does not run with STATE_DIR={settings.state_dir}: {error}.", 1)
     print(
-        f"Told {', '.join(told)} to finish what they have and start anew. Who finds its settings wrong goes on with the old, and logs it."
+        f"Told {', '.join(told)} to finish what they have and start anew. Who finds its "
+        "settings wrong goes on with the old, and logs it."
     )
 
 
@@ -75,11 +84,15 @@ def run() -> None:
         banner(settings, made)
         follow(settings, supervisor)
     code = supervisor.wait()
-    for number in STOPS:  # all has ended well: one more Ctrl-C, while the interpreter ends, must not make it look otherwise
+    # all has ended well: one more Ctrl-C, while the interpreter ends, must not make it look
+    # otherwise
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
     lock.close()
     if not stopping:
-        stop(f"supervisord ended by itself with {code}: see {settings.state_dir}/supervisord.log.", 1)
+        stop(
+            f"supervisord ended by itself with {code}: see {settings.state_dir}/supervisord.log.", 1
+        )
 
 
 def say(*words: str) -> None:
@@ -97,18 +110,26 @@ def stop(why: str, code: int = EX_SETTINGS) -> None:
 
 
 def make_secrets(root: Path) -> dict[str, str]:
-    """Write those secrets that are set nowhere into .env, readable by its owner only; return them."""
+    """Write those secrets that are set nowhere into .env, readable by its owner only; return
+    them.
+    """
     try:
         settings: Any = load(root=root, sources=False)
     except Invalid:
         return {}  # main says what is wrong
     missing = [name for name in MADE if not getattr(settings, name.lower())]
-    made = {name: secrets.token_hex(32) if name == "WEBHOOK_SECRET" else secrets.token_urlsafe(12) for name in missing}
+    made = {
+        name: secrets.token_hex(32) if name == "WEBHOOK_SECRET" else secrets.token_urlsafe(12)
+        for name in missing
+    }
     if made:
         try:
             _keep_secrets(root / ".env", made)
         except OSError as error:
-            stop(f"{' and '.join(made)} are not set, and .env cannot be written ({error.strerror}): set them elsewhere, or as NAME_FILE.")
+            stop(
+                f"{' and '.join(made)} are not set, and .env cannot be written "
+                f"({error.strerror}): set them elsewhere, or as NAME_FILE."
+            )
     return made
 
 
@@ -121,7 +142,9 @@ def _keep_secrets(path: Path, made: dict[str, str]) -> None:
 
 
 def lock_state(folder: Path) -> Any:
-    """Return the held lock on STATE_DIR: two instances in one would share a Redis file without knowing."""
+    """Return the held lock on STATE_DIR: two instances in one would share a Redis file without
+    knowing.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
@@ -130,7 +153,11 @@ def lock_state(folder: Path) -> Any:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        stop(f"webhookd runs already with STATE_DIR={folder}; for a second one set another STATE_DIR and other ports.", 1)
+        stop(
+            f"webhookd runs already with STATE_DIR={folder}; for a second one set another "
+            "STATE_DIR and other ports.",
+            1,
+        )
     return lock
 
 
@@ -147,11 +174,16 @@ def wait_for_port(name: str, host: str, port: int) -> None:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, port))
-                probe.listen(1)  # binding alone succeeds beside another that is bound with SO_REUSEADDR
+                probe.listen(
+                    1
+                )  # binding alone succeeds beside another that is bound with SO_REUSEADDR
                 return
         except OSError as error:
             if error.errno != errno.EADDRINUSE:  # waiting would not mend it
-                stop(f"{host}:{port} cannot be listened on ({error.strerror}): set {name.replace('PORT', 'HOST')} or {name} to what can.")
+                stop(
+                    f"{host}:{port} cannot be listened on ({error.strerror}): set "
+                    f"{name.replace('PORT', 'HOST')} or {name} to what can."
+                )
             if time.monotonic() > end:
                 stop(f"{host}:{port} is taken by another program: set {name} to a free port.")
             if not told:
@@ -162,24 +194,49 @@ def wait_for_port(name: str, host: str, port: int) -> None:
 
 def start(root: Path, settings: Config) -> "subprocess.Popen[bytes]":
     """Start supervisord with what supervisord.conf expands; it ends with us, however we end."""
-    names = ("host", "port", "ingest_processes", "workers", "state_dir", "redis_maxmemory", "dashboard_host", "dashboard_port")
+    names = (
+        "host",
+        "port",
+        "ingest_processes",
+        "workers",
+        "state_dir",
+        "redis_maxmemory",
+        "dashboard_host",
+        "dashboard_port",
+    )
     exported = {name.upper(): str(getattr(settings, name)) for name in names}
-    exported["WORKER_STOP_S"] = str(int(max((source.timeout_s for source in settings.sources.values()), default=0) + STOP_GRACE_S))
+    exported["WORKER_STOP_S"] = str(
+        int(
+            max((source.timeout_s for source in settings.sources.values()), default=0)
+            + STOP_GRACE_S
+        )
+    )
     exported["REDIS_EMBEDDED"] = "1" if settings.redis_embedded else "0"
-    # Kept as the setting, not its value: children would find a relative path relative to something else.
+    # Kept as the setting, not its value: children would find a relative path relative to something
+    # else.
     if os.environ.get("WEBHOOKS_FILE"):
         exported["WEBHOOKS_FILE"] = str(settings.webhooks_file.absolute())
     command = [str(root / ".venv/bin/supervisord"), "-n", "-c", str(root / "supervisord.conf")]
     for tool in ["setpriv", *(["redis-server"] if settings.redis_embedded else [])]:
         if not shutil.which(tool):
-            stop(f"{tool} is not installed: type `apt-get install {'util-linux' if tool == 'setpriv' else tool}`, or set REDIS_URL.")
+            stop(
+                f"{tool} is not installed: type `apt-get install "
+                f"{'util-linux' if tool == 'setpriv' else tool}`, or set REDIS_URL."
+            )
     # A group of its own: Ctrl-C reaches us only, and we pass on one TERM.
     env = {**os.environ, **exported}
-    return subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *command], env=env, stdin=subprocess.DEVNULL, process_group=0)
+    return subprocess.Popen(
+        ["setpriv", "--pdeathsig", "TERM", *command],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        process_group=0,
+    )
 
 
 def forward_signals(supervisor: "subprocess.Popen[bytes]") -> list[int]:
-    """Pass TERM, INT and HUP (the terminal was closed) on as one TERM; return the list of those that came."""
+    """Pass TERM, INT and HUP (the terminal was closed) on as one TERM; return the list of those
+    that came.
+    """
     stopping: list[int] = []
     started = time.monotonic()
 
@@ -187,7 +244,8 @@ def forward_signals(supervisor: "subprocess.Popen[bytes]") -> list[int]:
         if not stopping:
             say("Stopping: the job in hand is finished first.")
         stopping.append(number)
-        # A child that supervisord has only just forked would lose its TERM, and cost its whole stopwaitsecs.
+        # A child that supervisord has only just forked would lose its TERM, and cost its whole
+        # stopwaitsecs.
         time.sleep(max(0.0, started + SETTLED_S - time.monotonic()))
         supervisor.terminate()
 
@@ -209,12 +267,16 @@ def ready(settings: Config, supervisor: "subprocess.Popen[bytes]", stopping: lis
             say(f"Still waiting for {' and '.join(late)}: {why[0]}")
         time.sleep(0.1)
     if supervisor.poll() is None and not stopping:
-        say(f"Not ready after {READY_S:g} s, and still trying: see the logs in {settings.state_dir}.")
+        say(
+            f"Not ready after {READY_S:g} s, and still trying: see the logs in "
+            f"{settings.state_dir}."
+        )
     return False
 
 
 def answers(host: str, port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1" if host == "0.0.0.0" else host, port, timeout=2)  # noqa: S104
+    host = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104
+    connection = http.client.HTTPConnection(host, port, timeout=2)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200
@@ -227,7 +289,10 @@ def answers(host: str, port: int) -> bool:
 def banner(settings: Config, made: dict[str, str]) -> None:
     """Say what runs where and how to try it. Secrets are shown once, and to a terminal only."""
     shown = made if sys.stdout.isatty() else {}
-    say(f"webhookd {VERSION} (python {platform.python_version()}, supervisor {version('supervisor')})")
+    say(
+        f"webhookd {VERSION} (python {platform.python_version()}, supervisor "
+        f"{version('supervisor')})"
+    )
     redis_line, risks = describe_redis(settings)
     say("  " + ("warn" if risks else "ok  "), "redis     ", redis_line)
     for risk in risks:
@@ -236,23 +301,57 @@ def banner(settings: Config, made: dict[str, str]) -> None:
     for name in sorted(settings.sources) if settings.ingest_processes else ():
         say("  ok   ingestion ", where + name, f"  {settings.ingest_processes} processes")
     say("  ok  " if settings.workers else "  warn", "worker    ", f"{settings.workers} processes")
-    password = f"password {shown['DASHBOARD_PASSWORD']}  (kept in .env)" if "DASHBOARD_PASSWORD" in shown else "password in .env"
-    say("  ok   dashboard ", f"http://{settings.dashboard_host}:{settings.dashboard_port}/dashboard   user operator, {password}")
+    password = (
+        f"password {shown['DASHBOARD_PASSWORD']}  (kept in .env)"
+        if "DASHBOARD_PASSWORD" in shown
+        else "password in .env"
+    )
+    say(
+        "  ok   dashboard ",
+        f"http://{settings.dashboard_host}:{settings.dashboard_port}/dashboard   user "
+        f"operator, {password}",
+    )
     if "WEBHOOK_SECRET" in shown:
         say("\n  The secret to give to GitHub (kept in .env):", shown["WEBHOOK_SECRET"])
-    here = "" if settings.state_dir == process.root() / "var" else f" -s unix://{settings.state_dir}/supervisor.sock"
-    # What this start was given by its environment, the next command needs too: else it would reach another instance.
-    names = ("HOST", "PORT", "STATE_DIR", "WEBHOOKS_FILE", *(() if settings.redis_embedded else ("REDIS_URL", "REDIS_URL_FILE")))
-    given = {name: "…" if name == "REDIS_URL" else shlex.quote(os.environ[name]) for name in names if os.environ.get(name)}
+    here = (
+        ""
+        if settings.state_dir == process.root() / "var"
+        else f" -s unix://{settings.state_dir}/supervisor.sock"
+    )
+    # What this start was given by its environment, the next command needs too: else it would reach
+    # another instance.
+    names = (
+        "HOST",
+        "PORT",
+        "STATE_DIR",
+        "WEBHOOKS_FILE",
+        *(() if settings.redis_embedded else ("REDIS_URL", "REDIS_URL_FILE")),
+    )
+    given = {
+        name: "…" if name == "REDIS_URL" else shlex.quote(os.environ[name])
+        for name in names
+        if os.environ.get(name)
+    }
     prefix = "".join(f"{name}={value} " for name, value in given.items())
-    say(f"\n  Try it      {prefix}.venv/bin/python webhookd.py --send           a signed GitHub push, followed to the end")
-    say(f"              {prefix}.venv/bin/python webhookd.py --send --fail    one that ends as a dead letter")
-    say(f"  Operate     {prefix}.venv/bin/dlqctl --view        .venv/bin/supervisorctl -c supervisord.conf{here} status")
+    say(
+        f"\n  Try it      {prefix}.venv/bin/python webhookd.py --send           a signed "
+        "GitHub push, followed to the end"
+    )
+    say(
+        f"              {prefix}.venv/bin/python webhookd.py --send --fail    one that ends as "
+        "a dead letter"
+    )
+    say(
+        f"  Operate     {prefix}.venv/bin/dlqctl --view        .venv/bin/supervisorctl -c "
+        f"supervisord.conf{here} status"
+    )
     say("  Ctrl-C stops everything; the job in hand is finished first.\n")
 
 
 def follow(settings: Config, supervisor: "subprocess.Popen[bytes]") -> None:
-    """Say what happens to deliveries, a line each, until supervisord ends; not more than a person can read."""
+    """Say what happens to deliveries, a line each, until supervisord ends; not more than a person
+    can read.
+    """
     store, last = Store(settings.redis_url, "launch", timeout_s=2.0), b""
     while supervisor.poll() is None:
         try:
@@ -288,7 +387,9 @@ def describe_redis(settings: Config) -> tuple[str, list[str]]:
     try:
         found, risks = Store(settings.redis_url, "launch").health(settings.durability)
     except Away as error:
-        return where, [f"Redis cannot be used ({error}): start it, or set REDIS_URL to what is right."]
+        return where, [
+            f"Redis cannot be used ({error}): start it, or set REDIS_URL to what is right."
+        ]
     facts = [found.pop("version"), *(f"{name}={value}" for name, value in found.items())]
     return "  ".join([where, *facts]), risks
 

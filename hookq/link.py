@@ -1,15 +1,16 @@
 """The connections to Redis: which server they lead to, and what becomes of its failures.
 
-All keys have one hash tag, so also of a Cluster only one primary is ours: a connection asks any node who that is, as it
-asks a Sentinel, and leads there. When a server says that it is not the one (any more), the connection is closed, and the
-next asks again. ASK is never followed: while our slot is being moved, the node that takes it in does not know yet which
-deliveries were seen, and a script there would run them twice. Until the slot has moved, Redis is away, and the spool
-bridges.
+All keys have one hash tag, so also of a Cluster only one primary is ours: a connection asks any
+node who that is, as it asks a Sentinel, and leads there. When a server says that it is not the one
+(any more), the connection is closed, and the next asks again. ASK is never followed: while our slot
+is being moved, the node that takes it in does not know yet which deliveries were seen, and a script
+there would run them twice. Until the slot has moved, Redis is away, and the spool bridges.
 
-Why no retries in the client: redis-py would run a write twice after a lost reply. Who may try again does so in the
-store, with verbs that find their own earlier work.
+Why no retries in the client: redis-py would run a write twice after a lost reply. Who may try again
+does so in the store, with verbs that find their own earlier work.
 
-Promises: whatever goes wrong, of whatever kind, is raised as Away with a sentence. Each wait has a limit.
+Promises: whatever goes wrong, of whatever kind, is raised as Away with a sentence. Each wait has a
+limit.
 """
 
 import contextlib
@@ -27,11 +28,16 @@ from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConn
 from hookq.address import SENTINEL, parse
 from hookq.keys import PREFIX
 
-# For who is asked where the primary is: one that does not answer must not use up the time for those that would.
+# For who is asked where the primary is: one that does not answer must not use up the time for those
+# that would.
 ASK_S: Final = 0.5
-# What a server says that cannot serve us now, though another may: it has lost our slot, its cluster or its replicas, or
-# became one itself (READONLY, of which redis-py knows).
-ELSEWHERE: Final = (redis.exceptions.AskError, redis.exceptions.TryAgainError, redis.exceptions.ClusterDownError)  # MOVED is an ASK
+# What a server says that cannot serve us now, though another may: it has lost our slot, its cluster
+# or its replicas, or became one itself (READONLY, of which redis-py knows).
+ELSEWHERE: Final = (
+    redis.exceptions.AskError,
+    redis.exceptions.TryAgainError,
+    redis.exceptions.ClusterDownError,
+)  # MOVED is an ASK
 ELSEWHERE_TEXTS: Final = ("NOREPLICAS", "UNBLOCKED")
 
 
@@ -44,7 +50,9 @@ def reaching() -> Iterator[None]:
     """Turn every failure of Redis, whatever its kind, into Away."""
     try:
         yield
-    except redis.DataError:  # a value that cannot be sent is our mistake, and trying again would not mend it
+    except (
+        redis.DataError
+    ):  # a value that cannot be sent is our mistake, and trying again would not mend it
         raise
     except (redis.RedisError, hiredis.HiredisError, OSError) as error:
         # redis-py adds its whole client to some: nobody reads that.
@@ -67,12 +75,20 @@ def connect(url: str, timeout_s: float, name: str) -> Any:
     asking = options | {"ssl": tls, "socket_timeout": ASK_S, "socket_connect_timeout": ASK_S}
     if address.kind == "sentinel":
         asking |= {"db": 0, "username": None, "password": None}
-        asking |= {name.removeprefix("sentinel_"): value for name, value in address.options.items() if name in SENTINEL}
+        asking |= {
+            name.removeprefix("sentinel_"): value
+            for name, value in address.options.items()
+            if name in SENTINEL
+        }
         who: Any = Sentinel(address.hosts, sentinel_kwargs=asking)
     else:
         who = SlotOwner(address.hosts, asking)
     made = FollowingTLS if tls else Following
-    return redis.Redis(connection_pool=SentinelConnectionPool(address.service, who, connection_class=made, **options, **limits))
+    return redis.Redis(
+        connection_pool=SentinelConnectionPool(
+            address.service, who, connection_class=made, **options, **limits
+        )
+    )
 
 
 class SlotOwner:
@@ -83,7 +99,10 @@ class SlotOwner:
     def __init__(self, seeds: Sequence[tuple[str, int]], options: Mapping[str, Any]) -> None:
         self.seeds, self.options = list(seeds), options
         self.nodes: list[tuple[str, int]] = []  # that were heard of
-        self.named = ("", 0)  # who named the last owner: asked again, that was no good, and others may know better
+        self.named = (
+            "",
+            0,
+        )  # who named the last owner: asked again, that was no good, and others may know better
 
     def discover_master(self, _service: str) -> tuple[str, int]:
         """Return (host, port); raises ConnectionError when no node knows one."""
@@ -91,10 +110,20 @@ class SlotOwner:
         for host, port in sorted(known, key=lambda node: node == self.named):
             node: Any = redis.Redis(host=host, port=port, **self.options)
             node.set_response_callback("CLUSTER SLOTS", lambda reply, **_: reply)
-            with contextlib.suppress(redis.RedisError, hiredis.HiredisError, OSError), contextlib.closing(node):
+            with (
+                contextlib.suppress(redis.RedisError, hiredis.HiredisError, OSError),
+                contextlib.closing(node),
+            ):
                 slots = node.execute_command("CLUSTER SLOTS")
-                self.nodes, self.named = [_place(place, host) for _, _, *places in slots for place in places], (host, port)
-                owners = [_place(places[0], host) for first, last, *places in slots if first <= self.SLOT <= last]
+                self.nodes, self.named = (
+                    [_place(place, host) for _, _, *places in slots for place in places],
+                    (host, port),
+                )
+                owners = [
+                    _place(places[0], host)
+                    for first, last, *places in slots
+                    if first <= self.SLOT <= last
+                ]
                 if owners:
                     return owners[0]
         raise redis.ConnectionError("no node of the Cluster knows a primary of our slot")
@@ -116,7 +145,9 @@ class Following(SentinelManagedConnection):
             if not (isinstance(error, ELSEWHERE) or str(error).startswith(ELSEWHERE_TEXTS)):
                 raise
             self.disconnect()  # type: ignore[no-untyped-call]
-            raise redis.ConnectionError(f"this server is not the primary of our keys now ({type(error).__name__}: {error})") from error
+            raise redis.ConnectionError(
+                f"this server is not the primary of our keys now ({type(error).__name__}: {error})"
+            ) from error
 
 
 class FollowingTLS(Following, SSLConnection):

@@ -1,8 +1,8 @@
 """One JSON object per line on standard output; aligned text when that is a terminal.
 
-An event is `noun.verb` in the words of README. Facts are numbers and short strings: never a body, a signature, a
-secret, an Authorization or a cookie. Text from outside is safe here: JSON escapes control characters, and the
-terminal's form escapes whatever is not printable.
+An event is `noun.verb` in the words of README. Facts are numbers and short strings: never a body, a
+signature, a secret, an Authorization or a cookie. Text from outside is safe here: JSON escapes
+control characters, and the terminal's form escapes whatever is not printable.
 """
 
 import json
@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-# A value longer than this is cut: a log is read by people, and one hostile header must not fill a disk.
+# A value longer than this is cut: a log is read by people, and one hostile header must not fill a
+# disk.
 MAX_VALUE = 2000
 # A write of no more than this to a pipe is whole or not at all (POSIX, PIPE_BUF).
 MAX_LINE, SHORT_VALUE = 4096, 200
@@ -32,7 +33,8 @@ def to_nowhere() -> None:
 
 
 def never_wait() -> None:
-    """Drop lines from now on rather than wait for a reader that has stopped: for ingestion, which waits for nobody.
+    """Drop lines from now on rather than wait for a reader that has stopped: for ingestion, which
+    waits for nobody.
 
     The pipe is opened anew for that: whoever else holds it would not expect a write to fail.
     """
@@ -45,19 +47,25 @@ def never_wait() -> None:
 
 
 def take_counts() -> Counter[str]:
-    """Return how many lines of each level were written since the last call, as counters of the store."""
+    """Return how many lines of each level were written since the last call, as counters of the
+    store.
+    """
     global _counts
     taken, _counts = _counts, Counter()
     return taken
 
 
 def event(name: str, /, level: str = "info", **facts: Any) -> None:
-    """Write one line. A reader that is gone, or has stopped, is no reason to stop: the line is dropped, and counted all the same."""
+    """Write one line. A reader that is gone, or has stopped, is no reason to stop: the line is
+    dropped, and counted all the same.
+    """
     events([(name, level, facts)])
 
 
 def events(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> None:
-    """Write a line for each (name, level, facts), with as few writes as can be whole: each costs as much as the rest of a line."""
+    """Write a line for each (name, level, facts), with as few writes as can be whole: each costs as
+    much as the rest of a line.
+    """
     write, block = _text if _TERMINAL else _json, b""
     for name, level, facts in rows:
         _counts[f"log:{level}"] += 1
@@ -79,18 +87,25 @@ def _write(block: bytes) -> None:
 
 
 def printable(text: str) -> str:
-    """Return `text` with all that could move a cursor, ring a bell or turn the direction of writing made visible."""
+    """Return `text` with all that could move a cursor, ring a bell or turn the direction of writing
+    made visible.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _told(facts: dict[str, Any], most: int) -> dict[str, Any]:
     """Return what is known of the facts, long texts cut."""
     known = {key: value for key, value in facts.items() if value is not None}
-    return {key: value[:most] + "…" if isinstance(value, str) and len(value) > most else value for key, value in known.items()}
+    return {
+        key: value[:most] + "…" if isinstance(value, str) and len(value) > most else value
+        for key, value in known.items()
+    }
 
 
 def _json(name: str, level: str, facts: dict[str, Any]) -> str:
-    return _LINE.encode({"at": round(time.time(), 3), "level": level, "event": name, **facts}) + "\n"
+    return (
+        _LINE.encode({"at": round(time.time(), 3), "level": level, "event": name, **facts}) + "\n"
+    )
 
 
 def _text(name: str, level: str, facts: dict[str, Any]) -> str:

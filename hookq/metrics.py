@@ -1,11 +1,13 @@
-"""The metrics: one table of all that is exported, how durations are counted, and the Prometheus text of it.
+"""The metrics: one table of all that is exported, how durations are counted, and the Prometheus
+text of it.
 
-Pure: numbers in, text out. Counters live in Redis as <field>:<label>[:<label>] and move in steps and pipelines that are
-made anyway, so they are right over all processes and hosts. Every series that is known starts at 0; labels are bounded:
-a source is one that was configured, or `_unknown`, never a path of a stranger.
+Pure: numbers in, text out. Counters live in Redis as <field>:<label>[:<label>] and move in steps
+and pipelines that are made anyway, so they are right over all processes and hosts. Every series
+that is known starts at 0; labels are bounded: a source is one that was configured, or `_unknown`,
+never a path of a stranger.
 
-If you change a table here, also change ops/alerts.yml, ops/grafana.json and docs/metrics.md (tests/test_metrics.py
-holds them together).
+If you change a table here, also change ops/alerts.yml, ops/grafana.json and docs/metrics.md
+(tests/test_metrics.py holds them together).
 """
 
 from bisect import bisect_left
@@ -16,8 +18,33 @@ from typing import Any, Final, NamedTuple
 
 from hookq.job import REASONS
 
-CODES: Final = ("200", "202", "400", "401", "404", "405", "408", "411", "413", "414", "417", "431", "501", "503", "505")
-REJECTED: Final = ("signature", "timestamp", "malformed", "missing", "too_large", "unknown_source", "bad_request", "overloaded")
+CODES: Final = (
+    "200",
+    "202",
+    "400",
+    "401",
+    "404",
+    "405",
+    "408",
+    "411",
+    "413",
+    "414",
+    "417",
+    "431",
+    "501",
+    "503",
+    "505",
+)
+REJECTED: Final = (
+    "signature",
+    "timestamp",
+    "malformed",
+    "missing",
+    "too_large",
+    "unknown_source",
+    "bad_request",
+    "overloaded",
+)
 OUTCOMES: Final = ("done", "retry", "dead", "timeout")
 BY: Final = ("page", "command")
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
@@ -26,8 +53,9 @@ UNKNOWN: Final = "_unknown"
 
 
 class Metric(NamedTuple):
-    """One row: its field in Redis ("" for a gauge, whose value is looked up when asked), type, help, and labels with the
-    values that are known ("source" stands for every source)."""
+    """One row: its field in Redis ("" for a gauge, whose value is looked up when asked), type,
+    help, and labels with the values that are known ("source" stands for every source).
+    """
 
     field: str
     type: str
@@ -70,7 +98,8 @@ METRICS: Final = {
     "webhookd_build_info": Metric("", "gauge", "1, with the versions.", (("version", ()), ("python", ()))),
 }  # fmt: skip
 
-# Upper bounds in seconds: an answer is due in milliseconds, a handler in seconds, a delivery that is retried in hours.
+# Upper bounds in seconds: an answer is due in milliseconds, a handler in seconds, a delivery that
+# is retried in hours.
 BUCKETS: Final = {
     "http": (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
     "attempt": (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
@@ -87,8 +116,10 @@ def bucket(name: str, seconds: float) -> int:
 
 
 class Durations:
-    """Counts durations of one name where a microsecond matters; `drain` adds them to counters, as settle.lua names them:
-    h:<name>:<source>:<place>, and the sum in microseconds hs:<name>:<source>."""
+    """Counts durations of one name where a microsecond matters; `drain` adds them to counters, as
+    settle.lua names them: h:<name>:<source>:<place>, and the sum in microseconds
+    hs:<name>:<source>.
+    """
 
     def __init__(self, name: str) -> None:
         self.name, self.bounds = name, BUCKETS[name]
@@ -108,8 +139,13 @@ class Durations:
         self.rows.clear()
 
 
-def text(counters: Mapping[str, int] | None, gauges: Mapping[str, Iterable[Sample]], sources: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of the Prometheus text format (version 0.0.4). `gauges` are samples by name, from whoever knows.
+def text(
+    counters: Mapping[str, int] | None,
+    gauges: Mapping[str, Iterable[Sample]],
+    sources: Iterable[str],
+) -> Iterator[str]:
+    """Yield the lines of the Prometheus text format (version 0.0.4). `gauges` are samples by name,
+    from whoever knows.
 
     `counters` is None while they cannot be read: at 0 they would look as if they had been reset.
     """
@@ -132,7 +168,10 @@ def text(counters: Mapping[str, int] | None, gauges: Mapping[str, Iterable[Sampl
 
 def _known_labels(metric: Metric, sources: list[str]) -> Iterator[dict[str, str]]:
     def values(allowed: tuple[str, ...]) -> list[str]:
-        return [*(sources if "source" in allowed else ()), *(value for value in allowed if value != "source")]
+        return [
+            *(sources if "source" in allowed else ()),
+            *(value for value in allowed if value != "source"),
+        ]
 
     found: list[dict[str, str]] = [{}]
     for label, allowed in metric.labels:
@@ -142,7 +181,9 @@ def _known_labels(metric: Metric, sources: list[str]) -> Iterator[dict[str, str]
 
 def _histogram(name: str, field: str, source: str, counters: Mapping[str, int]) -> Iterator[str]:
     bounds = [*(_number(bound) for bound in BUCKETS[field]), "+Inf"]
-    totals = list(accumulate(counters.get(f"h:{field}:{source}:{place}", 0) for place in range(len(bounds))))
+    totals = list(
+        accumulate(counters.get(f"h:{field}:{source}:{place}", 0) for place in range(len(bounds)))
+    )
     for bound, total in zip(bounds, totals, strict=True):
         yield f"{name}_bucket{_labels({'source': source, 'le': bound})} {total}\n"
     yield f"{name}_sum{_labels({'source': source})} {_number(counters.get(f'hs:{field}:{source}', 0) / 1e6)}\n"
@@ -162,30 +203,52 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(round(value, 6))
 
 
-def gauges_of(status: Any, memory: tuple[int, int], version: str, python: str, took_s: float) -> dict[str, list[Sample]]:
-    """Return the samples of every gauge from a Status (hookq/status.py). What cannot be known has no sample."""
+def gauges_of(
+    status: Any, memory: tuple[int, int], version: str, python: str, took_s: float
+) -> dict[str, list[Sample]]:
+    """Return the samples of every gauge from a Status (hookq/status.py). What cannot be known has
+    no sample.
+    """
     audit, now = status.audit, status.now
     busy = sum(1 for beat in status.workers.values() if beat.get("job"))
-    last = {(field.partition(":")[0], field.partition(":")[2]): at for field, at in status.last.items()}
+    last = {
+        (field.partition(":")[0], field.partition(":")[2]): at for field, at in status.last.items()
+    }
     sources = audit["sources"]
     found: dict[str, list[Sample]] = {
-        "webhookd_jobs": [({"source": name, "state": state}, row[state]) for name, row in sources.items() for state in STATES],
+        "webhookd_jobs": [
+            ({"source": name, "state": state}, row[state])
+            for name, row in sources.items()
+            for state in STATES
+        ],
         "webhookd_oldest_job_age_seconds": [
-            ({"source": name, "state": state}, max(0.0, now - row[f"oldest_{state}"]) if row[f"oldest_{state}"] else 0.0)
+            (
+                {"source": name, "state": state},
+                max(0.0, now - row[f"oldest_{state}"]) if row[f"oldest_{state}"] else 0.0,
+            )
             for name, row in sources.items()
             for state in ("ready", "dead")
         ],
-        "webhookd_workers": [({"state": "busy"}, busy), ({"state": "idle"}, len(status.workers) - busy)],
+        "webhookd_workers": [
+            ({"state": "busy"}, busy),
+            ({"state": "idle"}, len(status.workers) - busy),
+        ],
         "webhookd_spooled": [({}, audit["spooled"])] if audit["spooled"] is not None else [],
-        "webhookd_spool_bytes": [({}, audit["spool_bytes"])] if audit["spool_bytes"] is not None else [],
+        "webhookd_spool_bytes": [({}, audit["spool_bytes"])]
+        if audit["spool_bytes"] is not None
+        else [],
         "webhookd_ledger_gap": [({}, audit["gap"])],
         "webhookd_secret_last_used_timestamp_seconds": [
             ({"source": rest.partition(":")[0], "secret": rest.partition(":")[2]}, at)
             for (name, rest), at in sorted(last.items())
             if name == "secret"
         ],
-        "webhookd_last_accepted_timestamp_seconds": [({"source": name}, last.get(("accepted", name), 0)) for name in sources],
-        "webhookd_last_done_timestamp_seconds": [({"source": name}, last.get(("done", name), 0)) for name in sources],
+        "webhookd_last_accepted_timestamp_seconds": [
+            ({"source": name}, last.get(("accepted", name), 0)) for name in sources
+        ],
+        "webhookd_last_done_timestamp_seconds": [
+            ({"source": name}, last.get(("done", name), 0)) for name in sources
+        ],
         "webhookd_redis_up": [({}, 1)],
         "webhookd_redis_memory_used_bytes": [({}, memory[0])],
         "webhookd_redis_memory_max_bytes": [({}, memory[1])],

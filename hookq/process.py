@@ -1,7 +1,8 @@
 """The life of a daemon: its signals, and starting anew in place.
 
-TERM and INT: finish what is in hand, then end. HUP: check the new settings, finish, then start anew (exec) with the
-same process id and the same inherited socket. Handlers only set flags; the loops look at them.
+TERM and INT: finish what is in hand, then end. HUP: check the new settings, finish, then start anew
+(exec) with the same process id and the same inherited socket. Handlers only set flags; the loops
+look at them.
 """
 
 import os
@@ -26,15 +27,18 @@ CHECK_S: Final = 30.0  # for a check of the settings: it imports the handlers an
 
 
 class Signals:
-    """What was asked of this process. `wake` may be set: the handler calls it to end a wait, so it must not block."""
+    """What was asked of this process. `wake` may be set: the handler calls it to end a wait, so it
+    must not block.
+    """
 
     def __init__(self) -> None:
         self.stop = self.reload = False
         self.wake: Callable[[], None] = lambda: None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._noted)
-        # HUP came in ignored (supervisord.conf) or blocked (reexec): before this line it would have killed us. One
-        # that came meanwhile is delivered now, before the settings are read: nothing it announced is missed.
+        # HUP came in ignored (supervisord.conf) or blocked (reexec): before this line it would have
+        # killed us. One that came meanwhile is delivered now, before the settings are read: nothing
+        # it announced is missed.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HUP)
 
     def _noted(self, number: int, _frame: FrameType | None) -> None:
@@ -50,11 +54,16 @@ class Signals:
 
 
 def load_or_exit(load: Callable[[], config.Config], *, check: bool = False) -> config.Config:
-    """Return the settings; wrong ones are told, one line each, and end the process with 78. `check`: end it with 0 else."""
+    """Return the settings; wrong ones are told, one line each, and end the process with 78.
+    `check`: end it with 0 else.
+    """
     try:
         settings = load()
         if check:
-            print(f"The settings are good. Sources: {', '.join(sorted(settings.sources)) or 'not needed here'}.")
+            print(
+                "The settings are good. Sources: "
+                f"{', '.join(sorted(settings.sources)) or 'not needed here'}."
+            )
             sys.exit(0)
         return settings
     except config.Invalid as error:
@@ -64,13 +73,21 @@ def load_or_exit(load: Callable[[], config.Config], *, check: bool = False) -> c
 
 
 def settings_hold() -> bool:
-    """Tell whether this program would start with the settings of now, by trying it in a process of its own.
+    """Tell whether this program would start with the settings of now, by trying it in a process of
+    its own.
 
     Here it would prove nothing: the handlers, and all that they import, are loaded already.
     """
     command = [sys.executable, *sys.orig_argv[1:], "--check"]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CHECK_S, check=False)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CHECK_S,
+            check=False,
+        )
         problems = done.stderr.splitlines() if done.returncode else []
     except (OSError, subprocess.SubprocessError) as error:
         problems = [f"the settings cannot be checked: {error}"]
@@ -97,7 +114,9 @@ def in_background(work: Callable[..., None], *args: object) -> None:
 
 
 def inherited_socket() -> socket.socket | None:
-    """Return the listening socket supervisord has put on fd 0, or None when fd 0 is something else."""
+    """Return the listening socket supervisord has put on fd 0, or None when fd 0 is something
+    else.
+    """
     try:
         if stat.S_ISSOCK(Path("/dev/fd/0").stat().st_mode):
             sock = socket.socket(fileno=0)
@@ -110,8 +129,10 @@ def inherited_socket() -> socket.socket | None:
 
 
 def reexec(listening: socket.socket | None = None) -> None:
-    """Start this program anew in the same process; open files but 0, 1 and 2 are closed by the kernel. The next of us
-    finds the listening socket where supervisord would put it, with those who wait in it."""
+    """Start this program anew in the same process; open files but 0, 1 and 2 are closed by the
+    kernel. The next of us finds the listening socket where supervisord would put it, with those who
+    wait in it.
+    """
     log.event("process.reexec")
     if listening and listening.fileno():
         os.dup2(listening.fileno(), 0)
@@ -120,7 +141,9 @@ def reexec(listening: socket.socket | None = None) -> None:
 
 
 def boot_check(settings: config.Config, name: str) -> None:
-    """Write a line about this Redis, and one for each of its settings that can lose jobs. Never a refusal."""
+    """Write a line about this Redis, and one for each of its settings that can lose jobs. Never a
+    refusal.
+    """
     try:
         store = Store(settings.redis_url, name)
         found, risks = store.health(settings.durability)
@@ -133,7 +156,9 @@ def boot_check(settings: config.Config, name: str) -> None:
 
 
 def name_of(kind: str) -> str:
-    """Return a name unique to this start of this process: a consumer, and a client, is never mistaken for an older one."""
+    """Return a name unique to this start of this process: a consumer, and a client, is never
+    mistaken for an older one.
+    """
     return f"{kind}-{host()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 

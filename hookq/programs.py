@@ -1,7 +1,7 @@
 """Asks supervisord which programs run, and hands signals on: XML-RPC over its unix socket.
 
-The socket is the guard (mode 0700); user and password are those of supervisord.conf, for form only. Promises: an
-answer within LIMIT_S, or NoSupervisor with a sentence.
+The socket is the guard (mode 0700); user and password are those of supervisord.conf, for form only.
+Promises: an answer within LIMIT_S, or NoSupervisor with a sentence.
 """
 
 import http.client
@@ -21,7 +21,9 @@ class NoSupervisor(Exception):
 
 
 class Program(NamedTuple):
-    """One process as supervisord sees it. `state` is its word (RUNNING, FATAL, …), `since` unix seconds."""
+    """One process as supervisord sees it. `state` is its word (RUNNING, FATAL, …), `since` unix
+    seconds.
+    """
 
     name: str
     state: str
@@ -50,7 +52,9 @@ def _ask(state_dir: Path, method: str, *args: Any) -> Any:
     path = state_dir / "supervisor.sock"
     try:
         with closing(_Transport(path)) as transport:
-            server = xmlrpc.client.ServerProxy("http://operator:local@localhost", transport=transport)
+            server = xmlrpc.client.ServerProxy(
+                "http://operator:local@localhost", transport=transport
+            )
             return getattr(server.supervisor, method)(*args)
     except xmlrpc.client.Fault:
         raise
@@ -62,7 +66,10 @@ def _ask(state_dir: Path, method: str, *args: Any) -> Any:
 def programs(state_dir: Path) -> list[Program]:
     """Return every process that supervisord looks after. Raises NoSupervisor."""
     found = _ask(state_dir, "getAllProcessInfo")
-    full = [row["name"] if row["name"] == row["group"] else f"{row['group']}:{row['name']}" for row in found]
+    full = [
+        row["name"] if row["name"] == row["group"] else f"{row['group']}:{row['name']}"
+        for row in found
+    ]
     return [
         Program(name, row["statename"], row["pid"], row["start"], row["now"], row["spawnerr"])
         for name, row in sorted(zip(full, found, strict=True), key=lambda pair: pair[0])
@@ -70,7 +77,9 @@ def programs(state_dir: Path) -> list[Program]:
 
 
 def reload_all(state_dir: Path) -> list[str]:
-    """Send HUP to each of our processes that runs, start those that ended on wrong settings; return their names."""
+    """Send HUP to each of our processes that runs, start those that ended on wrong settings; return
+    their names.
+    """
     told = []
     for program in programs(state_dir):
         if program.name.split(":")[0] in OURS:
@@ -81,7 +90,9 @@ def reload_all(state_dir: Path) -> list[str]:
                     _ask(state_dir, "startProcess", program.name, False)
                 else:
                     continue
-            except xmlrpc.client.Fault:  # it has just ended, or started: either way it reads the settings of now
+            except (
+                xmlrpc.client.Fault
+            ):  # it has just ended, or started: either way it reads the settings of now
                 continue
             told.append(program.name)
     return told

@@ -1,4 +1,5 @@
-"""A signed sample for a running webhookd, followed to the end: the first minute of a new user, and a probe.
+"""A signed sample for a running webhookd, followed to the end: the first minute of a new user, and
+a probe.
 
 It knows the daemon through its HTTP interface and the store, as any sender and operator would.
 """
@@ -16,15 +17,24 @@ from hookq.link import Away
 from hookq.signing import sign
 from hookq.store import Store
 
-PUSH = b'{"ref":"refs/heads/main","after":"6dcb09b","commits":[{"message":"A sample"}],"repository":{"full_name":"octocat/hello-world"}}'
+PUSH = (
+    b'{"ref":"refs/heads/main","after":"6dcb09b","commits":[{"message":"A '
+    b'sample"}],"repository":{"full_name":"octocat/hello-world"}}'
+)
 BROKEN = b"Hello, World! This is no JSON."
 FOLLOW_S = 60.0
 
 
 def send_sample(settings: Config, source: str, file: str, *, fail: bool) -> int:
-    """Send one delivery and print its story; return the exit code: 0 done, 1 anything else, 69 unreachable."""
+    """Send one delivery and print its story; return the exit code: 0 done, 1 anything else, 69
+    unreachable.
+    """
     if source not in settings.sources:
-        print(f"There is no source {source}; the settings have: {', '.join(sorted(settings.sources))}.", file=sys.stderr)
+        print(
+            f"There is no source {source}; the settings have: "
+            f"{', '.join(sorted(settings.sources))}.",
+            file=sys.stderr,
+        )
         return 3
     try:
         body = BROKEN if fail else Path(file).read_bytes() if file else PUSH
@@ -32,7 +42,9 @@ def send_sample(settings: Config, source: str, file: str, *, fail: bool) -> int:
         print(f"{log.printable(file)} cannot be read: {error.strerror}.", file=sys.stderr)
         return 1
     try:
-        headers = sign(settings.sources[source].signer, body, time.time(), str(uuid.uuid4()), "push")
+        headers = sign(
+            settings.sources[source].signer, body, time.time(), str(uuid.uuid4()), "push"
+        )
     except ValueError as error:
         print(f"It cannot be signed: {error}.", file=sys.stderr)
         return 1
@@ -41,13 +53,23 @@ def send_sample(settings: Config, source: str, file: str, *, fail: bool) -> int:
         code, answer = _post(settings, source, body, headers)
     except (OSError, http.client.HTTPException) as error:
         why = f"{settings.host}:{settings.port} does not answer ({error})"
-        print(f"{why}. Start it with `make run`, or set HOST and PORT to where it runs.", file=sys.stderr)
+        print(
+            f"{why}. Start it with `make run`, or set HOST and PORT to where it runs.",
+            file=sys.stderr,
+        )
         return 69
     took = 1000 * (time.monotonic() - started)
     if code not in (200, 202):
-        print(f"It was refused with {code}: {answer.get('reason')}. The log of webhookd in STATE_DIR says why.", file=sys.stderr)
+        print(
+            f"It was refused with {code}: {answer.get('reason')}. The log of webhookd in "
+            "STATE_DIR says why.",
+            file=sys.stderr,
+        )
         return 1
-    print(f"-->  {source}  push  {answer.get('id')}  {answer.get('status')}  {took:.1f} ms", flush=True)
+    print(
+        f"-->  {source}  push  {answer.get('id')}  {answer.get('status')}  {took:.1f} ms",
+        flush=True,
+    )
     try:
         return _follow(settings, source, str(answer["id"]), fail)
     except Away as error:
@@ -55,7 +77,9 @@ def send_sample(settings: Config, source: str, file: str, *, fail: bool) -> int:
         return 69
 
 
-def _post(settings: Config, source: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
+def _post(
+    settings: Config, source: str, body: bytes, headers: dict[str, str]
+) -> tuple[int, dict[str, str]]:
     connection = http.client.HTTPConnection(settings.host, settings.port, timeout=15)
     try:
         kind = {"Content-Type": "application/json"}
@@ -69,7 +93,9 @@ def _post(settings: Config, source: str, body: bytes, headers: dict[str, str]) -
 
 
 def _follow(settings: Config, source: str, id: str, fail: bool) -> int:
-    """Print what becomes of the delivery; return 0 when it ends as was wanted: done, or dead if it was made to `fail`."""
+    """Print what becomes of the delivery; return 0 when it ends as was wanted: done, or dead if it
+    was made to `fail`.
+    """
     store, told, end = Store(settings.redis_url, "sample"), 0, time.monotonic() + FOLLOW_S
     words = {"job.complete": "done", "job.reschedule": "retry", "job.bury": "dead"}
     while time.monotonic() < end:
@@ -78,13 +104,23 @@ def _follow(settings: Config, source: str, id: str, fail: bool) -> int:
             outcome, error = words[event["event"]], event.get("error") or ""
             attempt = f"{event.get('attempt', 0)}/{event.get('of', '?')}"
             again = f"  again within {event['delay_s']:.0f} s" if outcome == "retry" else ""
-            line = f"<--  {source}  push  {id}  {outcome}  {attempt}  {event.get('run_ms', 0)} ms{again}  {log.printable(error)}"
+            line = (
+                f"<--  {source}  push  {id}  {outcome}  {attempt}  {event.get('run_ms', 0)} "
+                f"ms{again}  {log.printable(error)}"
+            )
             print(line.rstrip(), flush=True)
             if outcome == "dead":
-                print(f"See it: .venv/bin/dlqctl --show {id}   put it back: .venv/bin/dlqctl --retry N, with its number in --view")
+                print(
+                    f"See it: .venv/bin/dlqctl --show {id}   put it back: .venv/bin/dlqctl "
+                    "--retry N, with its number in --view"
+                )
             if outcome != "retry":
                 return 0 if (outcome == "dead") == fail else 1
         told = len(events)
         time.sleep(0.05)
-    print(f"It is safe and not done yet after {FOLLOW_S:g} s. Follow it: .venv/bin/dlqctl --show {id}", file=sys.stderr)
+    print(
+        f"It is safe and not done yet after {FOLLOW_S:g} s. Follow it: .venv/bin/dlqctl --show "
+        f"{id}",
+        file=sys.stderr,
+    )
     return 1

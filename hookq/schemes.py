@@ -1,11 +1,13 @@
 """How senders sign: one row per scheme. Pure data.
 
-A scheme says which header carries the signature and how it is written there, what string is signed, with which
-algorithm and encoding, how the secret becomes a key, and where the delivery id and the event type stand.
-`signing.verify` reads these rows; what no row can say is one short function there (twilio, mailgun).
+A scheme says which header carries the signature and how it is written there, what string is signed,
+with which algorithm and encoding, how the secret becomes a key, and where the delivery id and the
+event type stand. `signing.verify` reads these rows; what no row can say is one short function there
+(twilio, mailgun).
 
-`signed` is a template over {body} {timestamp} {id} {url} {header:Name}; everything in it comes from the request as
-bytes, and {url} from the settings. A new provider is a row here, and its published vector in hookq/vectors.json.
+`signed` is a template over {body} {timestamp} {id} {url} {header:Name}; everything in it comes from
+the request as bytes, and {url} from the settings. A new provider is a row here, and its published
+vector in hookq/vectors.json.
 """
 
 import re
@@ -31,8 +33,9 @@ class Scheme:
     tolerance_s: float = 300  # what Stripe, Slack and Standard Webhooks advise
     id_header: str = ""
     event_header: str = ""
-    # A header that is a list, such as "t=1,v1=a,v1=b": between its parts, between name and value, and the names of those
-    # that matter. Any of several signatures will do: senders put two there while they change their secret.
+    # A header that is a list, such as "t=1,v1=a,v1=b": between its parts, between name and value,
+    # and the names of those that matter. Any of several signatures will do: senders put two there
+    # while they change their secret.
     separator: str = ""
     pair: str = "="
     signature_name: str = ""
@@ -50,9 +53,16 @@ class Scheme:
     reads_body: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        timed = self.timestamp_header or self.timestamp_name or self.timestamp_field or self.special == "mailgun"
+        timed = (
+            self.timestamp_header
+            or self.timestamp_name
+            or self.timestamp_field
+            or self.special == "mailgun"
+        )
         object.__setattr__(self, "timed", bool(timed))
-        object.__setattr__(self, "reads_body", bool(self.id_field or self.event_field or self.timestamp_field))
+        object.__setattr__(
+            self, "reads_body", bool(self.id_field or self.event_field or self.timestamp_field)
+        )
 
     def parts(self) -> list[str]:
         """Return `signed` cut into literals (even places) and names of parts (odd places)."""
@@ -64,63 +74,83 @@ class Scheme:
 
 
 _STANDARD: Final = Scheme(
-    header="webhook-signature", signed="{id}.{timestamp}.{body}", encoding="base64", separator=" ", pair=",", signature_name="v1",
-    timestamp_header="webhook-timestamp", id_header="webhook-id", event_field="type", key="base64",
+    header="webhook-signature", signed="{id}.{timestamp}.{body}", encoding="base64",
+    separator=" ", pair=",", signature_name="v1", timestamp_header="webhook-timestamp",
+    id_header="webhook-id", event_field="type", key="base64",
 )  # fmt: skip
 
 SCHEMES: Final = {
-    # docs.github.com, "Validating webhook deliveries". It signs neither id nor time: deduplication is the only defence
-    # against a request that is recorded and sent again (the same is true of shopify, gitlab's token, square, twilio, meta).
-    "github": Scheme(header="X-Hub-Signature-256", prefix="sha256=", id_header="X-GitHub-Delivery", event_header="X-GitHub-Event"),
-    # docs.stripe.com, "Verify webhook signatures manually": the whole secret, whsec_ included, is the key.
+    # docs.github.com, "Validating webhook deliveries". It signs neither id nor time: deduplication
+    # is the only defence against a request that is recorded and sent again (the same is true of
+    # shopify, gitlab's token, square, twilio, meta).
+    "github": Scheme(
+        header="X-Hub-Signature-256", prefix="sha256=", id_header="X-GitHub-Delivery",
+        event_header="X-GitHub-Event",
+    ),
+    # docs.stripe.com, "Verify webhook signatures manually": the whole secret, whsec_ included, is
+    # the key.
     "stripe": Scheme(
-        header="Stripe-Signature", signed="{timestamp}.{body}", separator=",", signature_name="v1", timestamp_name="t",
-        id_field="id", event_field="type",
+        header="Stripe-Signature", signed="{timestamp}.{body}", separator=",",
+        signature_name="v1", timestamp_name="t", id_field="id", event_field="type",
     ),
     # api.slack.com, "Verifying requests from Slack".
     "slack": Scheme(
-        header="X-Slack-Signature", prefix="v0=", signed="v0:{timestamp}:{body}", timestamp_header="X-Slack-Request-Timestamp",
-        id_field="event_id", event_field="event.type",
+        header="X-Slack-Signature", prefix="v0=", signed="v0:{timestamp}:{body}",
+        timestamp_header="X-Slack-Request-Timestamp", id_field="event_id", event_field="event.type",
     ),
     # shopify.dev, "Verify webhooks".
     "shopify": Scheme(
-        header="X-Shopify-Hmac-SHA256", encoding="base64", id_header="X-Shopify-Webhook-Id", event_header="X-Shopify-Topic",
+        header="X-Shopify-Hmac-SHA256", encoding="base64", id_header="X-Shopify-Webhook-Id",
+        event_header="X-Shopify-Topic",
     ),
-    # The Standard Webhooks specification, "Signature scheme"; Svix sends the same under names of its own.
+    # The Standard Webhooks specification, "Signature scheme"; Svix sends the same under names of
+    # its own.
     "standard-webhooks": replace(
-        _STANDARD, or_else=replace(_STANDARD, header="svix-signature", timestamp_header="svix-timestamp", id_header="svix-id"),
+        _STANDARD,
+        or_else=replace(
+            _STANDARD, header="svix-signature", timestamp_header="svix-timestamp",
+            id_header="svix-id",
+        ),
     ),
-    # docs.gitlab.com, "Webhooks": a signing token (Standard Webhooks), or the older secret token, which is no signature:
-    # whoever sees one request can make others.
+    # docs.gitlab.com, "Webhooks": a signing token (Standard Webhooks), or the older secret token,
+    # which is no signature: whoever sees one request can make others.
     "gitlab": replace(
         _STANDARD, key="either", event_header="X-Gitlab-Event", event_field="",
-        or_else=Scheme(header="X-Gitlab-Token", algorithm="token", id_header="Idempotency-Key", event_header="X-Gitlab-Event"),
+        or_else=Scheme(
+            header="X-Gitlab-Token", algorithm="token", id_header="Idempotency-Key",
+            event_header="X-Gitlab-Event",
+        ),
     ),
-    # www.twilio.com, "Webhooks Security": the URL and the form's fields, or the URL with the hash of a JSON body.
+    # www.twilio.com, "Webhooks Security": the URL and the form's fields, or the URL with the hash
+    # of a JSON body.
     "twilio": Scheme(
-        header="X-Twilio-Signature", algorithm="sha1", encoding="base64", special="twilio", id_header="I-Twilio-Idempotency-Token",
+        header="X-Twilio-Signature", algorithm="sha1", encoding="base64", special="twilio",
+        id_header="I-Twilio-Idempotency-Token",
     ),
-    # linear.app/developers, "Webhooks": the time is in the body, in milliseconds, and a minute is advised.
+    # linear.app/developers, "Webhooks": the time is in the body, in milliseconds, and a minute is
+    # advised.
     "linear": Scheme(
-        header="Linear-Signature", id_header="Linear-Delivery", event_header="Linear-Event", timestamp_field="webhookTimestamp",
-        timestamp_unit="ms", tolerance_s=60,
+        header="Linear-Signature", id_header="Linear-Delivery", event_header="Linear-Event",
+        timestamp_field="webhookTimestamp", timestamp_unit="ms", tolerance_s=60,
     ),
     # developer.squareup.com, "Validate Square notifications".
     "square": Scheme(
-        header="x-square-hmacsha256-signature", signed="{url}{body}", encoding="base64", id_field="event_id", event_field="type",
+        header="x-square-hmacsha256-signature", signed="{url}{body}", encoding="base64",
+        id_field="event_id", event_field="type",
     ),
-    # developer.paddle.com, "Signature verification"; their own libraries allow 5 s, which a retry of ours would not survive.
+    # developer.paddle.com, "Signature verification"; their own libraries allow 5 s, which a retry
+    # of ours would not survive.
     "paddle": Scheme(
-        header="Paddle-Signature", signed="{timestamp}:{body}", separator=";", signature_name="h1", timestamp_name="ts",
-        id_field="event_id", event_field="event_type",
+        header="Paddle-Signature", signed="{timestamp}:{body}", separator=";",
+        signature_name="h1", timestamp_name="ts", id_field="event_id", event_field="event_type",
     ),
     # developers.zoom.us, "Using webhooks".
     "zoom": Scheme(
-        header="x-zm-signature", prefix="v0=", signed="v0:{timestamp}:{body}", timestamp_header="x-zm-request-timestamp",
-        event_field="event",
+        header="x-zm-signature", prefix="v0=", signed="v0:{timestamp}:{body}",
+        timestamp_header="x-zm-request-timestamp", event_field="event",
     ),
-    # documentation.mailgun.com, "Securing webhooks": time, token and signature stand in the body and do not cover the rest
-    # of it. It tries again for 8 h with the same ones.
+    # documentation.mailgun.com, "Securing webhooks": time, token and signature stand in the body
+    # and do not cover the rest of it. It tries again for 8 h with the same ones.
     "mailgun": Scheme(special="mailgun", tolerance_s=43_200, event_field="event-data.event"),
     # developers.facebook.com, "Webhooks": the app secret.
     "meta": Scheme(header="X-Hub-Signature-256", prefix="sha256=", event_field="object"),

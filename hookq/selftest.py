@@ -1,8 +1,9 @@
 """Signature vectors: do our eyes see what the senders' own libraries see?
 
-A vector is a request with a known answer: `scheme`, `secret` or `secrets`, `headers`, `body` (or `form`), and where
-needed `url` (public), `config` (the keys of webhooks.toml), `now`, `expect` (accept, reject, or reject:<reason>). Without
-`now` no time is judged. Those in vectors.json were published by the senders unless they say otherwise.
+A vector is a request with a known answer: `scheme`, `secret` or `secrets`, `headers`, `body` (or
+`form`), and where needed `url` (public), `config` (the keys of webhooks.toml), `now`, `expect`
+(accept, reject, or reject:<reason>). Without `now` no time is judged. Those in vectors.json were
+published by the senders unless they say otherwise.
 """
 
 import dataclasses
@@ -20,13 +21,24 @@ VECTORS: Final = Path(__file__).with_name("vectors.json")
 
 def answer(vector: Mapping[str, Any]) -> str:
     """Return "accept", or "reject:<reason>"."""
-    config = {key: value for key, value in vector.get("config", {}).items() if key in Scheme.__slots__}
+    config = {
+        key: value for key, value in vector.get("config", {}).items() if key in Scheme.__slots__
+    }
     scheme = dataclasses.replace(SCHEMES[vector["scheme"]], **config)
     if "now" not in vector:
-        other = dataclasses.replace(scheme.or_else, tolerance_s=float("inf")) if scheme.or_else else None
+        other = (
+            dataclasses.replace(scheme.or_else, tolerance_s=float("inf"))
+            if scheme.or_else
+            else None
+        )
         scheme = dataclasses.replace(scheme, tolerance_s=float("inf"), or_else=other)
     secrets = vector.get("secrets") or [vector["secret"]]
-    signer = Signer(vector["scheme"], scheme, tuple(secret.encode() for secret in secrets), vector.get("url", ""))
+    signer = Signer(
+        vector["scheme"],
+        scheme,
+        tuple(secret.encode() for secret in secrets),
+        vector.get("url", ""),
+    )
     fields = {name.lower(): value for name, value in vector.get("headers", {}).items()}
     body = urlencode(vector["form"]) if "form" in vector else vector["body"]
     if "form" in vector:
@@ -36,15 +48,23 @@ def answer(vector: Mapping[str, Any]) -> str:
 
 
 def run(file: str) -> int:
-    """Print the vectors that fail and "n/n"; return the exit code: 0 all hold, 1 some do not, 2 the file is no such file."""
+    """Print the vectors that fail and "n/n"; return the exit code: 0 all hold, 1 some do not, 2 the
+    file is no such file.
+    """
     try:
         content = json.loads((Path(file) if file else VECTORS).read_text())
         vectors = content["vectors"] if isinstance(content, dict) else content
         wanted = [(str(vector["id"]), str(vector["expect"]), answer(vector)) for vector in vectors]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        print(f"{file or VECTORS} has no vectors that can be read: {type(error).__name__}: {error}.")
+        print(
+            f"{file or VECTORS} has no vectors that can be read: {type(error).__name__}: {error}."
+        )
         return 2
-    failed = [(id, expect, found) for id, expect, found in wanted if found != expect and not (expect == "reject" and found != "accept")]
+    failed = [
+        (id, expect, found)
+        for id, expect, found in wanted
+        if found != expect and not (expect == "reject" and found != "accept")
+    ]
     for id, expect, found in failed:
         print(f"{id}: expected {expect}, got {found}")
     print(f"{len(wanted) - len(failed)}/{len(wanted)}")

@@ -1,15 +1,19 @@
-"""The spool: the local disk journal that ingestion writes while Redis is away, and drains when it is back.
+"""The spool: the local disk journal that ingestion writes while Redis is away, and drains when it
+is back.
 
-One SQLite file for all ingestion processes of a machine (WAL, synchronous=FULL): a batch is one commit and one fsync.
-Everything of a delivery travels unchanged, its job id and time of arrival too: one drained twice is found in Redis (R6).
+One SQLite file for all ingestion processes of a machine (WAL, synchronous=FULL): a batch is one
+commit and one fsync. Everything of a delivery travels unchanged, its job id and time of arrival
+too: one drained twice is found in Redis (R6).
 
-Rules: a row is removed only after Redis answered for it. The limit is judged in the transaction that adds, on a total
-kept by triggers: it holds across processes, and costs the same however much is kept. A file that cannot be read is
-refused, never deleted or overwritten. Any failure closes the connection; the next call opens it anew.
+Rules: a row is removed only after Redis answered for it. The limit is judged in the transaction
+that adds, on a total kept by triggers: it holds across processes, and costs the same however much
+is kept. A file that cannot be read is refused, never deleted or overwritten. Any failure closes the
+connection; the next call opens it anew.
 
-Promises: when accept returns, its batch survives the loss of process and power. Each wait for another process ends (R7).
-Does not promise: that a batch is gone after accept raised (a commit whose fsync failed can come back: a duplicate, no
-loss); that a disk syncs in time; that the file shrinks before the spool is empty. It is used from one thread.
+Promises: when accept returns, its batch survives the loss of process and power. Each wait for
+another process ends (R7). Does not promise: that a batch is gone after accept raised (a commit
+whose fsync failed can come back: a duplicate, no loss); that a disk syncs in time; that the file
+shrinks before the spool is empty. It is used from one thread.
 """
 
 import os
@@ -23,48 +27,65 @@ from typing import Final, NamedTuple
 from hookq.job import Delivery
 
 WAIT_S: Final = 0.5  # ingestion has one thread: while it waits here, all of its connections wait
-ROW_BYTES: Final = 1024  # what a row is judged to need besides head and body: its ids, and SQLite's own
+ROW_BYTES: Final = (
+    1024  # what a row is judged to need besides head and body: its ids, and SQLite's own
+)
 KEPT: Final = 1024  # pages of 4 KiB that an empty spool may keep of the disk, and its WAL as many
-# To remove is to write, too: a spool that has filled its own disk could never be drained. So it stops this much earlier.
+# To remove is to write, too: a spool that has filled its own disk could never be drained. So it
+# stops this much earlier.
 ROOM: Final = 16 << 20
 
-# AUTOINCREMENT: the number of a removed row never comes again. Two processes may drain the same rows, and the later one
-# must not remove what came since. The first number is random for the same reason: a row of a file that was moved away is
-# none of the file that took its place. WAL comes last: until then each commit is in the file itself.
+# AUTOINCREMENT: the number of a removed row never comes again. Two processes may drain the same
+# rows, and the later one must not remove what came since. The first number is random for the same
+# reason: a row of a file that was moved away is none of the file that took its place. WAL comes
+# last: until then each commit is in the file itself.
 SCHEMA: Final = """
 PRAGMA auto_vacuum = NONE; PRAGMA synchronous = FULL;
 BEGIN;
-CREATE TABLE spool (row INTEGER PRIMARY KEY AUTOINCREMENT, bytes INTEGER NOT NULL, dedupe_s INTEGER NOT NULL,
-    id TEXT NOT NULL, source TEXT NOT NULL, delivery_id TEXT NOT NULL, event_type TEXT NOT NULL, received_at REAL NOT NULL,
-    head BLOB NOT NULL, body BLOB NOT NULL, secret INTEGER NOT NULL);
+CREATE TABLE spool (row INTEGER PRIMARY KEY AUTOINCREMENT, bytes INTEGER NOT NULL,
+    dedupe_s INTEGER NOT NULL, id TEXT NOT NULL, source TEXT NOT NULL, delivery_id TEXT NOT NULL,
+    event_type TEXT NOT NULL, received_at REAL NOT NULL, head BLOB NOT NULL, body BLOB NOT NULL,
+    secret INTEGER NOT NULL);
 INSERT INTO sqlite_sequence VALUES ('spool', abs(random() % (1 << 30)) << 32);
 CREATE TABLE total (deliveries INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO total VALUES (0, 0);
-CREATE TRIGGER came AFTER INSERT ON spool BEGIN UPDATE total SET deliveries = deliveries + 1, bytes = bytes + new.bytes; END;
-CREATE TRIGGER went AFTER DELETE ON spool BEGIN UPDATE total SET deliveries = deliveries - 1, bytes = bytes - old.bytes; END;
+CREATE TRIGGER came AFTER INSERT ON spool BEGIN
+    UPDATE total SET deliveries = deliveries + 1, bytes = bytes + new.bytes; END;
+CREATE TRIGGER went AFTER DELETE ON spool BEGIN
+    UPDATE total SET deliveries = deliveries - 1, bytes = bytes - old.bytes; END;
 PRAGMA user_version = 1;
 COMMIT;
 PRAGMA journal_mode = WAL;
 """
-# Debian's SQLite overwrites what is deleted with zeroes unless told otherwise: a drain took four times as long.
+# Debian's SQLite overwrites what is deleted with zeroes unless told otherwise: a drain took four
+# times as long.
 SETTINGS: Final = f"""
 PRAGMA synchronous = FULL; PRAGMA secure_delete = FAST; PRAGMA temp_store = MEMORY;
 PRAGMA wal_autocheckpoint = {KEPT}; PRAGMA journal_size_limit = {KEPT * 4096};
 """
-ADD: Final = """INSERT INTO spool (bytes, dedupe_s, id, source, delivery_id, event_type, received_at, head, body, secret)
+ADD: Final = """INSERT INTO spool
+    (bytes, dedupe_s, id, source, delivery_id, event_type, received_at, head, body, secret)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-OLDEST: Final = """SELECT row, bytes, dedupe_s, id, source, delivery_id, event_type, received_at, head, body, 0, secret
+OLDEST: Final = """SELECT
+    row, bytes, dedupe_s, id, source, delivery_id, event_type, received_at, head, body, 0, secret
     FROM spool ORDER BY row LIMIT ?"""
 TOTAL: Final = "SELECT deliveries, bytes FROM total"
 
 REFUSED: Final = "this process may not open or write it"
-MALFORMED: Final = "it is malformed, or no spool: move it away, together with its -wal and -shm, and keep them"
+MALFORMED: Final = (
+    "it is malformed, or no spool: move it away, together with its -wal and -shm, and keep them"
+)
 WHY: Final = {
     sqlite3.SQLITE_FULL: "its disk is full",
-    sqlite3.SQLITE_IOERR: "its disk fails, or lets no file grow further",  # EIO, a quota, a limit on the size of files
+    # EIO, a quota, a limit on the size of files
+    sqlite3.SQLITE_IOERR: "its disk fails, or lets no file grow further",
     sqlite3.SQLITE_BUSY: f"another process has kept it locked for more than {WAIT_S} s",
-    **dict.fromkeys((sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY), REFUSED),
-    **dict.fromkeys((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR), MALFORMED),  # ERROR: a table is missing
+    **dict.fromkeys(
+        (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY), REFUSED
+    ),
+    **dict.fromkeys(
+        (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR), MALFORMED
+    ),  # ERROR: a table is missing
 }
 
 
@@ -81,7 +102,9 @@ class Spooled(NamedTuple):
 
 
 class Spool:
-    """The spool in the file `path`. No disk is touched before the first use; after close, the next use opens it again."""
+    """The spool in the file `path`. No disk is touched before the first use; after close, the next
+    use opens it again.
+    """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self.path, self.max_bytes = path, max_bytes
@@ -89,7 +112,9 @@ class Spool:
         self._inode = (0, 0)
 
     def accept(self, batch: Sequence[tuple[Delivery, int]]) -> None:
-        """Keep deliveries, each with its dedupe_s. All are durable when this returns; none is promised when it raises."""
+        """Keep deliveries, each with its dedupe_s. All are durable when this returns; none is
+        promised when it raises.
+        """
         rows = [
             (
                 len(d.head) + len(d.body) + ROW_BYTES,
@@ -111,9 +136,18 @@ class Spool:
             db.execute("BEGIN IMMEDIATE")
             _, held = db.execute(TOTAL).fetchone()
             disk = os.statvfs(self.path)
-            full = f"it holds {held:,} of at most {self.max_bytes:,} bytes" if held + coming > self.max_bytes else ""
-            if not full and disk.f_bavail * disk.f_frsize < ROOM + 2 * coming:  # once in the WAL, once in the file
-                full = f"its disk has hardly more than {ROOM:,} bytes left, and these stay for the drain"
+            full = (
+                f"it holds {held:,} of at most {self.max_bytes:,} bytes"
+                if held + coming > self.max_bytes
+                else ""
+            )
+            if (
+                not full and disk.f_bavail * disk.f_frsize < ROOM + 2 * coming
+            ):  # once in the WAL, once in the file
+                full = (
+                    f"its disk has hardly more than {ROOM:,} bytes left, and these stay for the "
+                    "drain"
+                )
             if full:
                 db.execute("ROLLBACK")
                 raise SpoolFailed(f"The spool {self.path} is full: {full}.")
@@ -121,7 +155,9 @@ class Spool:
             db.execute("COMMIT")
 
     def oldest(self, count: int, max_bytes: int) -> list[Spooled]:
-        """Return up to `count` deliveries in the order of arrival, together of max_bytes; at least one, whatever its size."""
+        """Return up to `count` deliveries in the order of arrival, together of max_bytes; at least
+        one, whatever its size.
+        """
         found: list[Spooled] = []
         with self._guard():
             db = self._connect()
@@ -139,7 +175,9 @@ class Spool:
         return found
 
     def remove(self, rows: Sequence[int]) -> int:
-        """Forget rows that Redis has answered for; return how many: one that another process has removed is no error."""
+        """Forget rows that Redis has answered for; return how many: one that another process has
+        removed is no error.
+        """
         with self._guard():
             db = self._connect()
             if db is None:
@@ -153,7 +191,9 @@ class Spool:
             return cursor.rowcount
 
     def size(self) -> tuple[int, int]:
-        """Return (deliveries, the bytes that max_bytes limits), (0, 0) without a file. Changes nothing, keeps no writer waiting."""
+        """Return (deliveries, the bytes that max_bytes limits), (0, 0) without a file. Changes
+        nothing, keeps no writer waiting.
+        """
         with self._guard():
             own = self._db
             db = self._connect("ro")
@@ -170,7 +210,9 @@ class Spool:
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
-        """Turn what disk and SQLite raise into SpoolFailed. To close the connection ends its transaction."""
+        """Turn what disk and SQLite raise into SpoolFailed. To close the connection ends its
+        transaction.
+        """
         try:
             yield
         except (sqlite3.Error, OSError) as why:
@@ -197,12 +239,20 @@ class Spool:
             if self.path.exists():
                 return self._connect(mode)  # another process has made both just now
             # The WAL can hold accepted deliveries, and SQLite would mix it into a new file.
-            raise SpoolFailed(f"The spool {self.path} is missing, but its -wal is there: put it back, or move the -wal away.") from None
+            raise SpoolFailed(
+                f"The spool {self.path} is missing, but its -wal is there: put it back, or "
+                "move the -wal away."
+            ) from None
         # The open file may have been moved away: nobody would drain what is added to it.
         if self._inode != (found.st_dev, found.st_ino):
             self.close()
         if self._db is None:
-            db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode={mode}", WAIT_S, isolation_level=None, uri=True)
+            db = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode={mode}",
+                WAIT_S,
+                isolation_level=None,
+                uri=True,
+            )
             self._db, self._inode = db, (found.st_dev, found.st_ino)
             db.executescript(SETTINGS)
             if db.execute("PRAGMA user_version").fetchone() != (1,):
@@ -210,9 +260,14 @@ class Spool:
         return self._db
 
     def _make(self) -> sqlite3.Connection:
-        """Make the file, private whatever the umask (SQLite gives its WAL the same mode), and return the connection."""
-        # Made aside and linked into place: nobody ever opens half a spool, and a file that is there is not replaced.
-        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f"{self.path.name}-") as aside:
+        """Make the file, private whatever the umask (SQLite gives its WAL the same mode), and
+        return the connection.
+        """
+        # Made aside and linked into place: nobody ever opens half a spool, and a file that is there
+        # is not replaced.
+        with tempfile.TemporaryDirectory(
+            dir=self.path.parent, prefix=f"{self.path.name}-"
+        ) as aside:
             made = Path(aside, "made")
             with closing(sqlite3.connect(made, isolation_level=None)) as db:
                 db.executescript(SCHEMA)
@@ -223,18 +278,25 @@ class Spool:
                 pass  # another process was first
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # else the file may be gone after a loss of power, with all that is in it
+            os.fsync(
+                folder
+            )  # else the file may be gone after a loss of power, with all that is in it
         finally:
             os.close(folder)
         return self._connect() or self._make()
 
     def _give_back(self, db: sqlite3.Connection) -> None:
-        """Let an empty spool shrink: a file that once held 1 GB keeps the disk, and makes each later commit slower."""
-        # VACUUM copies what is kept: a few pages, while the spool is empty. incremental_vacuum took 53 s for 1 GB.
+        """Let an empty spool shrink: a file that once held 1 GB keeps the disk, and makes each
+        later commit slower.
+        """
+        # VACUUM copies what is kept: a few pages, while the spool is empty. incremental_vacuum took
+        # 53 s for 1 GB.
         free, wal = db.execute("PRAGMA freelist_count").fetchone()[0], Path(f"{self.path}-wal")
         if free <= KEPT and max(self.path.stat().st_size, wal.stat().st_size) <= 2 * KEPT * 4096:
             return
-        db.execute("PRAGMA busy_timeout = 0")  # who reads or adds just now is not waited for: there is a next time
+        db.execute(
+            "PRAGMA busy_timeout = 0"
+        )  # who reads or adds just now is not waited for: there is a next time
         try:
             if free > KEPT:
                 db.execute("VACUUM")

@@ -1,7 +1,9 @@
-"""What is going on, gathered in a few round trips, and the one sentence that says it, the worst first.
+"""What is going on, gathered in a few round trips, and the one sentence that says it, the worst
+first.
 
-Promises: the numbers of the ledger are of one moment; a list never reads a body. Does not promise: that all the rest is
-of that moment too. supervisord or a spool that cannot be asked is said, never taken for nothing.
+Promises: the numbers of the ledger are of one moment; a list never reads a body. Does not promise:
+that all the rest is of that moment too. supervisord or a spool that cannot be asked is said, never
+taken for nothing.
 """
 
 from collections import Counter
@@ -15,7 +17,9 @@ from hookq.programs import NoSupervisor, Program, programs
 from hookq.store import Act, Cause, Search, Store
 
 LIVE_S: Final = 10.0  # without a heartbeat (one every 0.5 s) before a worker is no longer shown
-OLD_READY_S: Final = 60.0  # a ready job that waits longer is a matter of its own (ops/alerts has the same figure)
+OLD_READY_S: Final = (
+    60.0  # a ready job that waits longer is a matter of its own (ops/alerts has the same figure)
+)
 MINUTES: Final = 60
 SAMPLES: Final = 500  # attempts from which waits and runs are told
 RECENT_ACTS: Final = 20
@@ -45,23 +49,41 @@ class Status:
 
     def hour(self, name: str) -> int:
         """Return how often a counter, of whatever labels, was raised in the last 60 minutes."""
-        return sum(n for _, counts in self.minutes for field, n in counts.items() if field.split(":")[0] == name)
+        return sum(
+            n
+            for _, counts in self.minutes
+            for field, n in counts.items()
+            if field.split(":")[0] == name
+        )
 
     @property
     def oldest_ready_s(self) -> float:
         """How long the oldest ready job has waited, 0 if there is none."""
-        since = [source["oldest_ready"] for source in self.audit["sources"].values() if source["oldest_ready"]]
+        since = [
+            source["oldest_ready"]
+            for source in self.audit["sources"].values()
+            if source["oldest_ready"]
+        ]
         return max(0.0, self.now - min(since)) if since else 0.0
 
 
 def gather(store: Store, settings: Config) -> Status:
     """Return the status. Raises Away."""
-    now, beats, events, state_dir = store.now(), store.workers(), store.latest_events(SAMPLES), settings.state_dir
+    now, beats, events, state_dir = (
+        store.now(),
+        store.workers(),
+        store.latest_events(SAMPLES),
+        settings.state_dir,
+    )
     try:
         running, why = programs(state_dir), ""
     except NoSupervisor as error:
         running, why = [], f"{error}: only workers that report to Redis are shown."
-    ended = {id: event["event"] for id, event in reversed(events) if event["event"] != "delivery.duplicate"}
+    ended = {
+        id: event["event"]
+        for id, event in reversed(events)
+        if event["event"] != "delivery.duplicate"
+    }
     recent = store.recent()
     states = store.states([id for id, _, _ in recent])
     done = {"job.complete": "done", "job.discard": "discarded"}
@@ -76,7 +98,10 @@ def gather(store: Store, settings: Config) -> Status:
         minutes=store.minutes(MINUTES),
         causes=dlq.by_cause(store, Search()),
         new_dead=store.count_dead(Search(since=now - 3600)) or 0,
-        recent=[(id, states[id] or done.get(ended.get(id, ""), "ready"), source, event_type) for id, source, event_type in recent],
+        recent=[
+            (id, states[id] or done.get(ended.get(id, ""), "ready"), source, event_type)
+            for id, source, event_type in recent
+        ],
         acts=store.acts(RECENT_ACTS),
         attempts=[event for _, event in events if "run_ms" in event and event["at"] > now - 3600],
         last=store.last(),
@@ -89,47 +114,99 @@ def numbers(status: Status) -> dict[str, tuple[str, str, str]]:
     audit = status.audit
     due = "attempts that failed and come again"
     return {
-        "ready": ("ready", f"{audit['ready']:,}", f"oldest {seconds(status.oldest_ready_s)}" if audit["ready"] else "nothing waits"),
+        "ready": (
+            "ready",
+            f"{audit['ready']:,}",
+            f"oldest {seconds(status.oldest_ready_s)}" if audit["ready"] else "nothing waits",
+        ),
         "leased": ("leased", f"{audit['leased']:,}", f"by {len(status.workers)} workers"),
-        "retry": ("retry", f"{audit['retry']:,}", due if audit["retry"] else "none waits for another attempt"),
+        "retry": (
+            "retry",
+            f"{audit['retry']:,}",
+            due if audit["retry"] else "none waits for another attempt",
+        ),
         "dead": ("dead", f"{audit['dead']:,}", f"{status.new_dead:,} new in the last hour"),
         "done": ("done, 1 h", f"{status.hour('done'):,}", f"{audit['done']:,} in all"),
-        "accepted": ("accepted, 1 h", f"{status.hour('accepted'):,}", f"{audit['accepted']:,} in all"),
-        "spooled": ("spooled", "unknown" if audit["spooled"] is None else f"{audit['spooled']:,}", "on this machine"),
-        "gap": ("ledger gap", f"{audit['gap']:,}", "nothing is missing" if not audit["gap"] else "see README"),
+        "accepted": (
+            "accepted, 1 h",
+            f"{status.hour('accepted'):,}",
+            f"{audit['accepted']:,} in all",
+        ),
+        "spooled": (
+            "spooled",
+            "unknown" if audit["spooled"] is None else f"{audit['spooled']:,}",
+            "on this machine",
+        ),
+        "gap": (
+            "ledger gap",
+            f"{audit['gap']:,}",
+            "nothing is missing" if not audit["gap"] else "see README",
+        ),
     }
 
 
 def verdict(status: Status) -> tuple[str, list[Clause]]:
-    """Return (level, clauses): ok, warn or bad, and sentences that are always true, the worst first."""
+    """Return (level, clauses): ok, warn or bad, and sentences that are always true, the worst
+    first.
+    """
     audit, oldest_s = status.audit, status.oldest_ready_s
     bad: list[Clause] = []
     warn: list[Clause] = []
     if audit["gap"]:
-        bad.append((f"The ledger's gap is {audit['gap']:,}: what was accepted and what is there differ.", "#counts"))
+        bad.append(
+            (
+                f"The ledger's gap is {audit['gap']:,}: what was accepted and what is there "
+                "differ.",
+                "#counts",
+            )
+        )
     if not status.workers:
         waiting = f"{plural(audit['ready'], 'job')} {'is' if audit['ready'] == 1 else 'are'} ready"
-        bad.append((f"No workers are running and {waiting}{f' (oldest {seconds(oldest_s)})' if oldest_s else ''}.", "#workers"))
+        bad.append(
+            (
+                "No workers are running and "
+                f"{waiting}{f' (oldest {seconds(oldest_s)})' if oldest_s else ''}.",
+                "#workers",
+            )
+        )
     if audit["spool_why"]:
         bad.append((audit["spool_why"], "#counts"))
     elif audit["spooled"]:
-        warn.append((f"{plural(audit['spooled'], 'delivery')} {'is' if audit['spooled'] == 1 else 'are'} in the spool.", "#counts"))
+        warn.append(
+            (
+                f"{plural(audit['spooled'], 'delivery')} "
+                f"{'is' if audit['spooled'] == 1 else 'are'} in the spool.",
+                "#counts",
+            )
+        )
     if status.workers and oldest_s > OLD_READY_S:
         warn.append((f"The oldest ready job has waited {seconds(oldest_s)}.", "#counts"))
     warn += elsewhere(status)
     if status.new_dead:
         causes = sum(cause.last_at > status.now - 3600 for cause in status.causes)
-        warn.append((f"{dlq.counted(status.new_dead)} from {plural(causes, 'cause')} in the last hour.", "#causes"))
+        warn.append(
+            (
+                f"{dlq.counted(status.new_dead)} from {plural(causes, 'cause')} in the last hour.",
+                "#causes",
+            )
+        )
     for program in status.programs:
         if program.state in ("FATAL", "EXITED", "BACKOFF", "UNKNOWN"):
             bad.append((f"{program.name} is {program.state}: its log says why.", "#workers"))
     warn += [(f"Redis: {risk}", "#counts") for risk in status.risks]
     level = "bad" if bad else "warn" if warn else "ok"
-    return level, [*bad, *warn, *([] if bad or warn else [("All good.", "#counts")]), *_facts(status)]
+    return level, [
+        *bad,
+        *warn,
+        *([] if bad or warn else [("All good.", "#counts")]),
+        *_facts(status),
+    ]
 
 
 def elsewhere(status: Status) -> Iterable[Clause]:
-    """Yield what other hosts' ingestion tells: a spool in use; or nothing, which may be a host that is cut off."""
+    """Yield what other hosts' ingestion tells: a spool in use; or nothing, which may be a host that
+    is cut off.
+    """
     hosts: dict[str, list[dict[str, Any]]] = {}
     for beat in status.ingestion.values():
         hosts.setdefault(beat["host"], []).append(beat)
@@ -137,22 +214,53 @@ def elsewhere(status: Status) -> Iterable[Clause]:
         last = max(beats, key=lambda beat: float(beat["at"]))
         spooled, silent_s = plural(last.get("spooled", 0), "delivery"), status.now - last["at"]
         if silent_s > LIVE_S:
-            yield f"Ingestion on {host} was last heard of {seconds(silent_s)} ago, with {spooled} in its spool.", "#workers"
+            yield (
+                f"Ingestion on {host} was last heard of {seconds(silent_s)} ago, with "
+                f"{spooled} in its spool.",
+                "#workers",
+            )
         elif last.get("spooled") and host != status.host:
             yield f"The spool of {host} has {spooled}.", "#workers"
 
 
 def _facts(status: Status) -> list[Clause]:
-    last = max((at for name, at in status.last.items() if name.startswith("accepted:")), default=0.0)
-    facts = [(f"Last delivery {seconds(status.now - last)} ago." if last else "Nothing received yet.", "#recent")]
+    last = max(
+        (at for name, at in status.last.items() if name.startswith("accepted:")), default=0.0
+    )
+    facts = [
+        (
+            f"Last delivery {seconds(status.now - last)} ago." if last else "Nothing received yet.",
+            "#recent",
+        )
+    ]
     if status.workers and status.oldest_ready_s <= OLD_READY_S:
-        facts.append((f"Oldest ready job {seconds(status.oldest_ready_s)}." if status.audit["ready"] else "No job waits.", "#counts"))
+        facts.append(
+            (
+                f"Oldest ready job {seconds(status.oldest_ready_s)}."
+                if status.audit["ready"]
+                else "No job waits.",
+                "#counts",
+            )
+        )
     if status.workers:
-        wanted = sum(program.name.startswith("worker") for program in status.programs) or len(status.workers)
-        facts.append((f"{len(status.workers)} of {plural(max(wanted, len(status.workers)), 'worker')} up.", "#workers"))
+        wanted = sum(program.name.startswith("worker") for program in status.programs) or len(
+            status.workers
+        )
+        facts.append(
+            (
+                f"{len(status.workers)} of "
+                f"{plural(max(wanted, len(status.workers)), 'worker')} up.",
+                "#workers",
+            )
+        )
     if not status.new_dead:
         dead = status.audit["dead"]
-        facts.append((f"{dlq.counted(dead)}, none new in the last hour." if dead else "No dead letters.", "#causes"))
+        facts.append(
+            (
+                f"{dlq.counted(dead)}, none new in the last hour." if dead else "No dead letters.",
+                "#causes",
+            )
+        )
     return facts
 
 
@@ -162,7 +270,10 @@ def times(attempts: list[dict[str, Any]]) -> str:
         return "No data for this hour."
     told = [
         f"{name} p50 {millis(half)}, p95 {millis(most)}"
-        for name, (half, most) in (("Wait", _spread(attempts, "wait_ms")), ("run", _spread(attempts, "run_ms")))
+        for name, (half, most) in (
+            ("Wait", _spread(attempts, "wait_ms")),
+            ("run", _spread(attempts, "run_ms")),
+        )
     ]
     return f"{'; '.join(told)} (n={len(attempts)}{'' if len(attempts) > 20 else ': few'})."
 
@@ -173,12 +284,18 @@ def _spread(attempts: list[dict[str, Any]], name: str) -> tuple[float, float]:
 
 
 def by_source(status: Status) -> dict[str, dict[str, Any]]:
-    """Return source → what the last hour and the ledger say of it; rejected requests for no source are of `_unknown`."""
-    found: dict[str, dict[str, Any]] = {name: {**n, "counts": Counter()} for name, n in sorted(status.audit["sources"].items())}
+    """Return source → what the last hour and the ledger say of it; rejected requests for no source
+    are of `_unknown`.
+    """
+    found: dict[str, dict[str, Any]] = {
+        name: {**n, "counts": Counter()} for name, n in sorted(status.audit["sources"].items())
+    }
     for _, counts in status.minutes:
         for field, n in counts.items():
             name, source, *label = field.split(":")
-            row = found.setdefault(source, {"ready": 0, "leased": 0, "dead": 0, "counts": Counter()})
+            row = found.setdefault(
+                source, {"ready": 0, "leased": 0, "dead": 0, "counts": Counter()}
+            )
             row["counts"][name] += n
             if name == "rejected":
                 row["counts"][f"rejected {label[0]}"] += n

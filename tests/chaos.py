@@ -1,12 +1,13 @@
-"""Everything at once: load on the whole stack while its processes are killed, frozen, restarted and reloaded, Redis is
-killed and made full, and replies are swallowed. Prints one table; exits 1 when anything acknowledged is lost.
+"""Everything at once: load on the whole stack while its processes are killed, frozen, restarted and
+reloaded, Redis is killed and made full, and replies are swallowed. Prints one table; exits 1 when
+anything acknowledged is lost.
 
     make chaos                     60 s
     CHAOS_S=600 make chaos         longer; SEED=7 chooses what happens when
 
-All three kinds of handler: some in Python fail twice, hang past their time limit once, or kill their worker once; one
-kills it every time. A target answers 503, or nothing, at first; a command asks to come again. Loopback only; it ends by
-itself, and ends whatever it has started.
+All three kinds of handler: some in Python fail twice, hang past their time limit once, or kill
+their worker once; one kills it every time. A target answers 503, or nothing, at first; a command
+asks to come again. Loopback only; it ends by itself, and ends whatever it has started.
 """
 
 import http.client
@@ -84,9 +85,15 @@ BESIDE = 4  # at once, of a target and of a command
 
 
 def sources(target):
-    kinds = {"github": '"h.py:handle"', "passed": f'"http://127.0.0.1:{target}/"', "started": '["./run.sh"]'}
+    kinds = {
+        "github": '"h.py:handle"',
+        "passed": f'"http://127.0.0.1:{target}/"',
+        "started": '["./run.sh"]',
+    }
     more = f"allow_private = true\nconcurrency = {BESIDE}\n"
-    return "".join(f"[sources.{name}]\n{COMMON}handler = {handler}\n{more}" for name, handler in kinds.items())
+    return "".join(
+        f"[sources.{name}]\n{COMMON}handler = {handler}\n{more}" for name, handler in kinds.items()
+    )
 
 
 class Target(http.server.BaseHTTPRequestHandler):
@@ -117,7 +124,9 @@ CLIENTS, PAUSE_S = 5, 0.02
 
 
 class Chaos:
-    """One run: the stack, an ingestion process and a worker that reach Redis through a proxy, clients, and the dice."""
+    """One run: the stack, an ingestion process and a worker that reach Redis through a proxy,
+    clients, and the dice.
+    """
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.dice, self.stack = random.Random(seed), Stack(folder)
@@ -126,7 +135,9 @@ class Chaos:
         (folder / "run.sh").chmod(0o755)
         self.target = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Target)
         self.target.folder, self.target.asked = folder, {}
-        self.target.handle_error = lambda *_: None  # a worker that is killed closes its connection in the middle
+        self.target.handle_error = lambda *_: (
+            None
+        )  # a worker that is killed closes its connection in the middle
         threading.Thread(target=self.target.serve_forever, args=(0.05,), daemon=True).start()
         (folder / "w.toml").write_text(sources(self.target.server_port))
         self.stack.start()
@@ -135,7 +146,9 @@ class Chaos:
         self.proxy.target = f"{folder}/v/redis.sock"
         threading.Thread(target=self.proxy.serve_forever, args=(0.05,), daemon=True).start()
         self.port2 = free_port()
-        self.beside = [self._beside(name, PORT=str(self.port2)) for name in ("webhookd.py", "worker.py")]
+        self.beside = [
+            self._beside(name, PORT=str(self.port2)) for name in ("webhookd.py", "worker.py")
+        ]
         self.ended = threading.Event()
         self.lock, self.number = threading.Lock(), 0
         self.acked: set[int] = set()
@@ -146,10 +159,19 @@ class Chaos:
     def _beside(self, name, **more):
         env = {**self.stack.env, "REDIS_URL": f"unix://{self.stack.folder}/p.sock", **more}
         with (self.stack.folder / f"v/beside-{name}.log").open("wb") as out:
-            return subprocess.Popen([sys.executable, str(ROOT / name)], env=env, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=ROOT)
+            return subprocess.Popen(
+                [sys.executable, str(ROOT / name)],
+                env=env,
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                cwd=ROOT,
+            )
 
     def deliver(self, n, port):
-        """Post until it is acknowledged: whoever gets no answer, or a 503, comes again with the same id."""
+        """Post until it is acknowledged: whoever gets no answer, or a 503, comes again with the
+        same id.
+        """
         body = json.dumps({"n": n, "pad": "x" * 1000}).encode()
         headers = {"Content-Type": "application/json", **signed(body, delivery_id=f"chaos-{n}")}
         for _ in range(200):
@@ -186,7 +208,9 @@ class Chaos:
         names = {p.name: p.pid for p in programs(self.stack.folder / "v") if p.state == "RUNNING"}
         kind = self.dice.choice(["worker", "worker", "webhookd", "redis", "dashboard"])
         pids = [pid for name, pid in sorted(names.items()) if name.startswith(kind)]
-        what = self.dice.choice(["kill"] * 6 + ["freeze", "freeze", "HUP", "restart", "full", "swallow", "swallow"])
+        what = self.dice.choice(
+            ["kill"] * 6 + ["freeze", "freeze", "HUP", "restart", "full", "swallow", "swallow"]
+        )
         if not pids:
             return
         pid, name = self.dice.choice(pids), kind
@@ -201,7 +225,9 @@ class Chaos:
             for other in [pid for name, pid in names.items() if name != "redis"]:
                 os.kill(other, signal.SIGHUP)
         elif what == "restart":
-            name = self.dice.choice([name for name in names if name.startswith(("webhookd", "worker"))])
+            name = self.dice.choice(
+                [name for name in names if name.startswith(("webhookd", "worker"))]
+            )
             self.stack.ctl("restart", name)
             name = name.split(":")[0]
         elif what == "full":
@@ -215,7 +241,10 @@ class Chaos:
 
     def run(self, seconds):
         self.deliver(0, self.stack.port)
-        threads = [threading.Thread(target=self.client, args=(self.port2 if n == 0 else self.stack.port,)) for n in range(CLIENTS)]
+        threads = [
+            threading.Thread(target=self.client, args=(self.port2 if n == 0 else self.stack.port,))
+            for n in range(CLIENTS)
+        ]
         threads.append(threading.Thread(target=self.watch))
         for thread in threads:
             thread.start()
@@ -232,7 +261,9 @@ class Chaos:
         self.audit = self._settled(60)
 
     def _settled(self, limit_s):
-        """Wait until nothing is owed, as long as it becomes less: `limit_s` without progress is the end."""
+        """Wait until nothing is owed, as long as it becomes less: `limit_s` without progress is the
+        end.
+        """
         end, least = time.monotonic() + limit_s, float("inf")
         while time.monotonic() < end:
             with suppress(ValueError, subprocess.SubprocessError):
@@ -262,9 +293,15 @@ class Chaos:
 
     def verdict(self):
         """Return (rows of the table, what does not hold)."""
-        ran = [int(line) for line in self.lines("ran")]  # a number in each: a command never sees half a body
+        ran = [
+            int(line) for line in self.lines("ran")
+        ]  # a number in each: a command never sees half a body
         killed = {line.split()[0]: float(line.split()[1]) for line in self.lines("killed")}
-        again = sorted(float(at) - killed[n] for n, at in (line.split() for line in self.lines("again")) if n in killed)
+        again = sorted(
+            float(at) - killed[n]
+            for n, at in (line.split() for line in self.lines("again"))
+            if n in killed
+        )
         taken = sorted(filter(None, (self._taken_over(at) for at in killed.values())))
         lost, twice = self.acked - {0} - set(ran), len(ran) - len(set(ran))
         strikes = sum(n for what, n in self.did.items() if what.startswith("kill"))
@@ -285,23 +322,48 @@ class Chaos:
         }
         wrong = [f"lost: {sorted(lost)[:5]}"] if lost else []
         wrong += ["the ledger's gap was not 0"] if self.gaps or self.audit["gap"] else []
-        wrong += ["not settled"] if self.audit["ready"] or self.audit["leased"] or self.audit["retry"] or self.audit["spooled"] else []
-        wrong += ["a job too many or too few"] if not len(self.acked) <= self.audit["accepted"] <= self.number + 1 else []
+        wrong += (
+            ["not settled"]
+            if self.audit["ready"]
+            or self.audit["leased"]
+            or self.audit["retry"]
+            or self.audit["spooled"]
+            else []
+        )
+        wrong += (
+            ["a job too many or too few"]
+            if not len(self.acked) <= self.audit["accepted"] <= self.number + 1
+            else []
+        )
         wrong += [f"dead letters: {reasons}"] if reasons != {"killed_worker": 1} else []
-        # Each worker that ends, or lies frozen, may have one job in hand and some beside that are not settled.
+        # Each worker that ends, or lies frozen, may have one job in hand and some beside that are
+        # not settled.
         most = (strikes + len(killed) + 3 + self.did["freeze worker"]) * (1 + 2 * BESIDE)
         wrong += [f"run twice: {twice}"] if twice > most else []
         return rows, wrong
 
     def _taken_over(self, at):
-        """Return the seconds from `at` to the next takeover of a job that was in hand, by the workers' logs."""
-        logs = [path.read_text(errors="replace") for path in (self.stack.folder / "v").glob("*worker*.log*")]
-        lines = [line for text in logs for line in text.splitlines() if '"job.reclaim"' in line and '"deaths": 1' in line]
+        """Return the seconds from `at` to the next takeover of a job that was in hand, by the
+        workers' logs.
+        """
+        logs = [
+            path.read_text(errors="replace")
+            for path in (self.stack.folder / "v").glob("*worker*.log*")
+        ]
+        lines = [
+            line
+            for text in logs
+            for line in text.splitlines()
+            if '"job.reclaim"' in line and '"deaths": 1' in line
+        ]
         later = [found - at for found in (json.loads(line)["at"] for line in lines) if found > at]
         return min(later, default=None)
 
     def redis_reasons(self):
-        return [row["reason"] for row in json.loads(self.stack.dlqctl("--view", "--limit", "0", "--json").stdout)]
+        return [
+            row["reason"]
+            for row in json.loads(self.stack.dlqctl("--view", "--limit", "0", "--json").stdout)
+        ]
 
 
 def spread(times):

@@ -1,6 +1,8 @@
-"""What the tests stand on: a private redis-server on a unix socket, programs as real processes, real sockets.
+"""What the tests stand on: a private redis-server on a unix socket, programs as real processes,
+real sockets.
 
-No test sleeps for a result: `until` polls with a limit. Time and dice are arguments of the code under test.
+No test sleeps for a result: `until` polls with a limit. Time and dice are arguments of the code
+under test.
 """
 
 import itertools
@@ -56,7 +58,9 @@ class Redis:
 
     def start(self):
         fixed = ["--port", "0", "--unixsocket", self.path, "--dir", str(self.folder), "--save", ""]
-        self.process = subprocess.Popen(["redis-server", *fixed, *self.options], stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            ["redis-server", *fixed, *self.options], stdout=subprocess.DEVNULL
+        )
         store = Store(self.url, "probe")
 
         def answers():
@@ -88,7 +92,9 @@ def own_redis(*options):
 @pytest.fixture(scope="session")
 def redis_server():
     if not shutil.which("redis-server"):
-        pytest.fail("redis-server is not installed: `make test` installs it, or apt-get install redis-server")
+        pytest.fail(
+            "redis-server is not installed: `make test` installs it, or apt-get install redis-server"
+        )
     with own_redis() as server:
         yield server
 
@@ -133,7 +139,13 @@ _ids = JobIds(7)
 _count = itertools.count()
 
 
-def delivery(source="github", delivery_id=None, body=b'{"n":1}', head=b"Content-Type: application/json\r\n", **more):
+def delivery(
+    source="github",
+    delivery_id=None,
+    body=b'{"n":1}',
+    head=b"Content-Type: application/json\r\n",
+    **more,
+):
     """Return a delivery that was never seen before, unless delivery_id says otherwise."""
     number = next(_count)
     name = f"d-{number}" if delivery_id is None else delivery_id
@@ -168,7 +180,13 @@ class Program:
         with self.log.open("wb") as out:
             command = [*prefix, sys.executable, "-X", "dev", str(ROOT / name), *args]
             self.process = subprocess.Popen(
-                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env={**keep, **(env or {})}, cwd=folder, **popen
+                command,
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                env={**keep, **(env or {})},
+                cwd=folder,
+                **popen,
             )
 
     @property
@@ -193,16 +211,26 @@ class Program:
 
 @pytest.fixture
 def running(tmp_path, redis_server, store):
-    """running(name, *args, **settings) starts a program against the test's Redis, and ends it after the test."""
+    """running(name, *args, **settings) starts a program against the test's Redis, and ends it after
+    the test.
+    """
     started = []
 
     def run(name, *args, redis=None, **settings):
-        env = {"WEBHOOK_SECRET": SECRET, "DASHBOARD_PASSWORD": "a-password", "REDIS_URL": (redis or redis_server).url}
+        env = {
+            "WEBHOOK_SECRET": SECRET,
+            "DASHBOARD_PASSWORD": "a-password",
+            "REDIS_URL": (redis or redis_server).url,
+        }
         env["STATE_DIR"] = str(tmp_path / "state")
         env["WEBHOOKS_FILE"] = str(tmp_path / "webhooks.toml")
         if not (tmp_path / "webhooks.toml").exists():
-            (tmp_path / "webhooks.toml").write_text('[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\n')
-        program = Program(tmp_path, name, *args, env={**env, **{k: str(v) for k, v in settings.items()}})
+            (tmp_path / "webhooks.toml").write_text(
+                '[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\n'
+            )
+        program = Program(
+            tmp_path, name, *args, env={**env, **{k: str(v) for k, v in settings.items()}}
+        )
         started.append(program)
         return program
 
@@ -220,9 +248,17 @@ def signed(body=b'{"n":1}', delivery_id=None, event="push", source=GITHUB):
 
 def request(body=b'{"n":1}', path="/api/webhooks/github", headers=None, method="POST"):
     """Return the bytes of a whole request, signed unless headers are given."""
-    lines = {"Host": "localhost", "Content-Length": str(len(body)), "Content-Type": "application/json"}
+    lines = {
+        "Host": "localhost",
+        "Content-Length": str(len(body)),
+        "Content-Type": "application/json",
+    }
     lines.update(signed(body) if headers is None else headers)
-    head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
+    head = (
+        f"{method} {path} HTTP/1.1\r\n"
+        + "".join(f"{k}: {v}\r\n" for k, v in lines.items())
+        + "\r\n"
+    )
     return head.encode("latin-1") + body
 
 
@@ -230,5 +266,7 @@ def request(body=b'{"n":1}', path="/api/webhooks/github", headers=None, method="
 def quiet(monkeypatch):
     """In-process code under test logs into this list instead of standard output."""
     lines = []
-    monkeypatch.setattr(log, "event", lambda name, /, level="info", **facts: lines.append((name, facts)))
+    monkeypatch.setattr(
+        log, "event", lambda name, /, level="info", **facts: lines.append((name, facts))
+    )
     return lines

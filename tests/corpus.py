@@ -1,7 +1,9 @@
-"""Malformed, smuggling and borderline requests: what is wrong, the section of RFC 9112 (or 9110) it breaks, and the answer
-it must get from ingestion. A row is (section, what, bytes, code). Codes under 400 are requests that are right.
+"""Malformed, smuggling and borderline requests: what is wrong, the section of RFC 9112 (or 9110) it
+breaks, and the answer it must get from ingestion. A row is (section, what, bytes, code). Codes
+under 400 are requests that are right.
 
-A body that is announced is sent with it, so that whoever reads the framing another way would take it for a request.
+A body that is announced is sent with it, so that whoever reads the framing another way would take
+it for a request.
 """
 
 POST = b"POST /api/webhooks/github HTTP/1.1\r\n"
@@ -74,7 +76,12 @@ REQUEST_LINES = [
     line(b"A" * 30 + b" /livez HTTP/1.1", 400, "a method of 30 letters", "9110 9.1"),
     line(b"GET livez HTTP/1.1", 400, "a target without a slash", "9112 3.2"),
     line(b"GET * HTTP/1.1", 400, "asterisk form, not of OPTIONS", "9112 3.2.4"),
-    line(b"OPTIONS * HTTP/1.1", 400, "asterisk form: there is nothing to ask of the whole server", "9112 3.2.4"),
+    line(
+        b"OPTIONS * HTTP/1.1",
+        400,
+        "asterisk form: there is nothing to ask of the whole server",
+        "9112 3.2.4",
+    ),
     line(b"CONNECT a:443 HTTP/1.1", 400, "authority form: this is no proxy", "9112 3.2.3"),
     line(b"GET a:443 HTTP/1.1", 400, "authority form of GET", "9112 3.2.3"),
     line(b"GET ftp://a/livez HTTP/1.1", 400, "another scheme", "9112 3.2.2"),
@@ -100,7 +107,12 @@ REQUEST_LINES = [
     ("9112 3", "a greeting of SSH", b"SSH-2.0-OpenSSH_9.2\r\n\r\n", 400),
     ("9112 3", "a command of Redis", b"*1\r\n$4\r\nPING\r\n\r\n", 400),
     ("9112 3", "zero bytes", b"\x00" * 100 + b"\r\n\r\n", 400),
-    ("9112 3", "a greeting of a proxy", b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n" + b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    (
+        "9112 3",
+        "a greeting of a proxy",
+        b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n" + b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
 ]
 
 FIELDS = [
@@ -146,7 +158,9 @@ FIELDS = [
     field(b"X" * 8300 + b": y", 431, "a name of 8,300 bytes", "6585 5"),
     field(b"\r\n".join(b"X%d: y" % n for n in range(99)), 200, "100 fields"),
     field(b"\r\n".join(b"X%d: y" % n for n in range(100)), 431, "101 fields", "6585 5"),
-    field(b"\r\n".join(b"X%d: " % n + b"a" * 900 for n in range(20)), 431, "18 KB of fields", "6585 5"),
+    field(
+        b"\r\n".join(b"X%d: " % n + b"a" * 900 for n in range(20)), 431, "18 KB of fields", "6585 5"
+    ),
     field(b"X: " + b"a" * 100_000, 431, "100 KB without an end", "6585 5"),
 ]
 
@@ -179,7 +193,13 @@ FRAMING = [
     framed(b"Content-Length: 5", 401, "as it should be, unsigned", tail=b"hello"),
     framed(b"Content-Length: 0", 401, "an empty body", tail=b""),
     framed(b"content-LENGTH:5 ", 401, "white space and capitals", tail=b"hello"),
-    framed(b"Content-Length: 00005", 401, "zeros first: decimal digits all the same", "9110 8.6", tail=b"hello"),
+    framed(
+        b"Content-Length: 00005",
+        401,
+        "zeros first: decimal digits all the same",
+        "9110 8.6",
+        tail=b"hello",
+    ),
     framed(b"X: y", 411, "no length", "9110 15.5.12"),
     framed(b"Content-Length:", 400, "an empty length", "9110 8.6"),
     framed(b"Content-Length: -1", 400, "a negative length", "9110 8.6"),
@@ -197,7 +217,9 @@ FRAMING = [
     framed(b'Content-Length: "5"', 400, "quotes", "9110 8.6"),
     framed(b"Content-Length: 5\r\nContent-Length: 5", 400, "twice the same", "9112 6.3"),
     framed(b"Content-Length: 5\r\nContent-Length: 0", 400, "two that differ", "9112 6.3"),
-    framed(b"Content-Length: 0\r\ncontent-length: 31", 400, "two, one in small letters", "9112 6.3"),
+    framed(
+        b"Content-Length: 0\r\ncontent-length: 31", 400, "two, one in small letters", "9112 6.3"
+    ),
     framed(b"Content-Length : 5", 400, "a space before the colon", "9112 5.1"),
     framed(b"Content-Length\t: 5", 400, "a tab before the colon", "9112 5.1"),
     framed(b"Content_Length: 5", 400, "an underscore in the name", "9110 5.6.2"),
@@ -209,23 +231,58 @@ FRAMING = [
     framed(b"Content-Length: 99999999999", 413, "100 GB", "9110 15.5.14"),
     framed(b"Content-Length: 26214401", 413, "a byte more than 25 MB", "9110 15.5.14"),
     framed(b"Content-Length: " + b"9" * 30, 413, "a number of 30 digits", "9110 15.5.14"),
-    framed(b"Transfer-Encoding: chunked", 411, "chunked: we want a length", "9110 15.5.12", tail=b"5\r\nhello\r\n0\r\n\r\n" + NEXT),
+    framed(
+        b"Transfer-Encoding: chunked",
+        411,
+        "chunked: we want a length",
+        "9110 15.5.12",
+        tail=b"5\r\nhello\r\n0\r\n\r\n" + NEXT,
+    ),
     framed(b"Transfer-Encoding: Chunked", 411, "in capitals", "9112 7", tail=b"0\r\n\r\n" + NEXT),
-    framed(b"Transfer-Encoding: chunked\r\nContent-Length: 5", 400, "both", "9112 6.1", tail=b"0\r\n\r\n" + NEXT),
-    framed(b"Content-Length: 5\r\nTransfer-Encoding: chunked", 400, "both, the other way round", "9112 6.1", tail=b"0\r\n\r\n" + NEXT),
-    framed(b"Transfer-Encoding: identity\r\nContent-Length: 5", 400, "identity beside a length", "9112 6.1"),
+    framed(
+        b"Transfer-Encoding: chunked\r\nContent-Length: 5",
+        400,
+        "both",
+        "9112 6.1",
+        tail=b"0\r\n\r\n" + NEXT,
+    ),
+    framed(
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+        400,
+        "both, the other way round",
+        "9112 6.1",
+        tail=b"0\r\n\r\n" + NEXT,
+    ),
+    framed(
+        b"Transfer-Encoding: identity\r\nContent-Length: 5",
+        400,
+        "identity beside a length",
+        "9112 6.1",
+    ),
     framed(b"Transfer-Encoding: identity", 501, "identity", "9112 7"),
     framed(b"Transfer-Encoding: gzip, chunked", 501, "another coding before it", "9112 6.1"),
     framed(b"Transfer-Encoding: chunked, gzip", 501, "another coding after it", "9112 6.3"),
     framed(b"Transfer-Encoding: chunked, chunked", 501, "chunked twice", "9112 6.1"),
-    framed(b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", 400, "two headers", "9112 6.1"),
-    framed(b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity", 400, "two that differ", "9112 6.1"),
+    framed(
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", 400, "two headers", "9112 6.1"
+    ),
+    framed(
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        400,
+        "two that differ",
+        "9112 6.1",
+    ),
     framed(b"Transfer-Encoding:", 501, "an empty one", "9112 6.1"),
     framed(b"Transfer-Encoding: xchunked", 501, "a coding that ends like it", "9112 7"),
     framed(b"Transfer-Encoding: chunked;a=b", 501, "a parameter", "9112 7"),
     framed(b"Transfer-Encoding: \x0bchunked", 400, "a vertical tab before it", "9110 5.5"),
     framed(b"Transfer-Encoding : chunked", 400, "a space before the colon", "9112 5.1"),
-    framed(b"Transfer_Encoding: chunked\r\nContent-Length: 5", 400, "an underscore in the name", "9110 5.6.2"),
+    framed(
+        b"Transfer_Encoding: chunked\r\nContent-Length: 5",
+        400,
+        "an underscore in the name",
+        "9110 5.6.2",
+    ),
     framed(b"X: y\r\n Transfer-Encoding: chunked", 400, "a folded one", "9112 5.2"),
     framed(b"Transfer-Encoding: \xe7hunked", 501, "a letter that looks like it", "9112 7"),
     (
@@ -237,21 +294,52 @@ FRAMING = [
     (
         "9112 9.3",
         "a length and a kept connection in HTTP/1.0",
-        b"POST /api/webhooks/github HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello" + NEXT,
+        b"POST /api/webhooks/github HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello"
+        + NEXT,
         401,
     ),
-    ("9110 9.3.1", "a GET with a body", b"GET /livez HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(NEXT) + NEXT, 200),
-    ("9110 9.3.1", "a GET that is chunked", b"GET /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + NEXT, 411),
+    (
+        "9110 9.3.1",
+        "a GET with a body",
+        b"GET /livez HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(NEXT) + NEXT,
+        200,
+    ),
+    (
+        "9110 9.3.1",
+        "a GET that is chunked",
+        b"GET /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + NEXT,
+        411,
+    ),
     (
         "9110 9.3.1",
         "a GET to a source, with a body",
         b"GET /api/webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello" + NEXT,
         405,
     ),
-    ("9110 10.1.1", "an expectation that cannot be met", POST + HOST + b"Content-Length: 5\r\nExpect: 200-ok\r\n\r\nhello" + NEXT, 417),
-    ("9110 10.1.1", "two expectations", POST + HOST + b"Content-Length: 5\r\nExpect: 100-continue, x\r\n\r\nhello" + NEXT, 417),
-    ("9110 10.1.1", "an expectation in capitals", POST + HOST + b"Content-Length: 5\r\nExpect: 100-Continue\r\n\r\nhello", 401),
-    ("9110 10.1.1", "an expectation of too much", POST + HOST + b"Content-Length: 99999999\r\nExpect: 100-continue\r\n\r\n", 413),
+    (
+        "9110 10.1.1",
+        "an expectation that cannot be met",
+        POST + HOST + b"Content-Length: 5\r\nExpect: 200-ok\r\n\r\nhello" + NEXT,
+        417,
+    ),
+    (
+        "9110 10.1.1",
+        "two expectations",
+        POST + HOST + b"Content-Length: 5\r\nExpect: 100-continue, x\r\n\r\nhello" + NEXT,
+        417,
+    ),
+    (
+        "9110 10.1.1",
+        "an expectation in capitals",
+        POST + HOST + b"Content-Length: 5\r\nExpect: 100-Continue\r\n\r\nhello",
+        401,
+    ),
+    (
+        "9110 10.1.1",
+        "an expectation of too much",
+        POST + HOST + b"Content-Length: 99999999\r\nExpect: 100-continue\r\n\r\n",
+        413,
+    ),
     (
         "9110 7.8",
         "an upgrade that is not made",
@@ -288,7 +376,12 @@ FRAMING = [
         POST.replace(b"github", b"github/") + HOST + b"Content-Length: 5\r\n\r\nhello" + NEXT,
         404,
     ),
-    ("9110 4.1", "no source", POST.replace(b"github", b"") + HOST + b"Content-Length: 5\r\n\r\nhello" + NEXT, 404),
+    (
+        "9110 4.1",
+        "no source",
+        POST.replace(b"github", b"") + HOST + b"Content-Length: 5\r\n\r\nhello" + NEXT,
+        404,
+    ),
 ]
 
 CORPUS = [*REQUEST_LINES, *FIELDS, *HOSTS, *FRAMING]

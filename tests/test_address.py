@@ -1,4 +1,6 @@
-"""The URL of Redis, taken apart: what is right leads somewhere, what is wrong is refused without a part of its password."""
+"""The URL of Redis, taken apart: what is right leads somewhere, what is wrong is refused without a
+part of its password.
+"""
 
 import pytest
 
@@ -12,7 +14,13 @@ H, S = ("h", 6379), ("h", 26379)
     ("url", "kind", "hosts", "service", "one"),
     [
         ("redis://h", "", (H,), "", "redis://h"),
-        ("rediss://u:p@h:1/2?ssl_ca_certs=/ca", "", (("h", 1),), "", "rediss://u:p@h:1/2?ssl_ca_certs=/ca"),
+        (
+            "rediss://u:p@h:1/2?ssl_ca_certs=/ca",
+            "",
+            (("h", 1),),
+            "",
+            "rediss://u:p@h:1/2?ssl_ca_certs=/ca",
+        ),
         ("rediss://h?ssl_ca_certs=/c++/ca", "", (H,), "", "rediss://h?ssl_ca_certs=/c%2B%2B/ca"),
         ("redis://[::1]:1", "", (("::1", 1),), "", "redis://[::1]:1"),
         ("unix:///r.sock?db=1", "", (), "", "unix:///r.sock?db=1"),
@@ -32,9 +40,21 @@ H, S = ("h", 6379), ("h", 26379)
             "jobs",
             "rediss://h:26379?ssl_ca_certs=%2Fca",
         ),
-        ("redis+sentinel://h/jobs?sentinel_password=a%2Bb+c", "sentinel", (S,), "jobs", "redis://h:26379"),
+        (
+            "redis+sentinel://h/jobs?sentinel_password=a%2Bb+c",
+            "sentinel",
+            (S,),
+            "jobs",
+            "redis://h:26379",
+        ),
         ("redis+cluster://:p@h,i:7001", "cluster", (H, ("i", 7001)), "", "redis://:p@h:6379"),
-        ("rediss+cluster://[::1],i/", "cluster", (("::1", 6379), ("i", 6379)), "", "rediss://[::1]:6379"),
+        (
+            "rediss+cluster://[::1],i/",
+            "cluster",
+            (("::1", 6379), ("i", 6379)),
+            "",
+            "rediss://[::1]:6379",
+        ),
     ],
 )
 def test_url_leads_to_hosts(url, kind, hosts, service, one):
@@ -60,7 +80,9 @@ def test_url_that_leads_nowhere_is_refused_without_a_part_of_its_password(url):
 
 
 def test_plus_in_an_option_is_no_space():
-    assert parse("redis+sentinel://h/jobs?sentinel_password=a%2Bb+c").options == {"sentinel_password": "a+b+c"}
+    assert parse("redis+sentinel://h/jobs?sentinel_password=a%2Bb+c").options == {
+        "sentinel_password": "a+b+c"
+    }
 
 
 def test_node_that_named_an_owner_that_was_no_good_is_asked_last(monkeypatch):
@@ -76,7 +98,9 @@ def test_node_that_named_an_owner_that_was_no_good_is_asked_last(monkeypatch):
         def close(self):
             pass
 
-        def execute_command(self, _):  # `old` is cut off from the others, and takes itself for the owner
+        def execute_command(
+            self, _
+        ):  # `old` is cut off from the others, and takes itself for the owner
             asked.append(self.host)
             owner = b"old" if self.host == "old" else b"new"
             return [[0, 16383, [owner, 1, b"id"], [b"other", 1, b"id"]]]

@@ -1,9 +1,11 @@
-"""The guard of the hot paths: CPU per request and per job, as a ratio to a fixed small workload of the same thread and run.
+"""The guard of the hot paths: CPU per request and per job, as a ratio to a fixed small workload of
+the same thread and run.
 
-No time is measured, and nothing depends on who gets the processor when. The client is the server's own thread: between
-two turns it sends 32 requests, and counts none of its own CPU. So each turn has the same work in every run, whatever
-else the machine does. What remains is the processor's own speed, which the workload beside it feels too: it does what
-the hot paths do (hashing, parsing, small objects, system calls) and never changes.
+No time is measured, and nothing depends on who gets the processor when. The client is the server's
+own thread: between two turns it sends 32 requests, and counts none of its own CPU. So each turn has
+the same work in every run, whatever else the machine does. What remains is the processor's own
+speed, which the workload beside it feels too: it does what the hot paths do (hashing, parsing,
+small objects, system calls) and never changes.
 """
 
 import dataclasses
@@ -33,10 +35,16 @@ sys.path.insert(0, str(ROOT / "bench"))
 import load  # noqa: E402
 import report  # noqa: E402
 
-# In units of the workload, of Python 3.11 on x86-64; over 18 runs, idle and beside other work, they were 2.41 to 2.67
-# and 5.07 to 5.41. A third more is beyond the limit. Whoever makes one less lowers its number; who must raise it says why.
+# In units of the workload, of Python 3.11 on x86-64; over 18 runs, idle and beside other work, they
+# were 2.41 to 2.67 and 5.07 to 5.41. A third more is beyond the limit. Whoever makes one less
+# lowers its number; who must raise it says why.
 REQUEST, JOB, LIMIT = 2.6, 5.3, 1.2
-AT_ONCE, EACH, SAMPLES, WARM = 32, 8, 24, 4  # requests of a turn, turns of a sample, samples, of which the first do not count
+AT_ONCE, EACH, SAMPLES, WARM = (
+    32,
+    8,
+    24,
+    4,
+)  # requests of a turn, turns of a sample, samples, of which the first do not count
 
 BODY = load.body()
 HEAD = load.fields(load.signature(SECRET.encode(), BODY), len(BODY), "0000-1")
@@ -61,7 +69,9 @@ def workload(pair, rounds):
 
 
 class Lockstep:
-    """What Server.run asks in every turn, and the client: 32 requests, all of their answers, the next 32."""
+    """What Server.run asks in every turn, and the client: 32 requests, all of their answers, the
+    next 32.
+    """
 
     reload = False
 
@@ -91,11 +101,18 @@ class Lockstep:
             return
         self.turns += 1
         if self.turns % EACH == 0:
-            self.rows.append((self.used / (AT_ONCE * EACH), workload(self.pair, AT_ONCE * EACH) / (AT_ONCE * EACH)))
+            self.rows.append(
+                (
+                    self.used / (AT_ONCE * EACH),
+                    workload(self.pair, AT_ONCE * EACH) / (AT_ONCE * EACH),
+                )
+            )
             self.used, self.over = 0.0, len(self.rows) == SAMPLES
         if not self.over:
             self.unanswered = AT_ONCE
-            for client, request in zip(self.clients, load.requests(SECRET.encode(), BODY, AT_ONCE), strict=True):
+            for client, request in zip(
+                self.clients, load.requests(SECRET.encode(), BODY, AT_ONCE), strict=True
+            ):
                 client.sendall(request)
 
     def close(self):
@@ -104,7 +121,9 @@ class Lockstep:
 
 
 def ratio(rows):
-    """Return the least of ours over the least of the workload: what else goes on can only add to either."""
+    """Return the least of ours over the least of the workload: what else goes on can only add to
+    either.
+    """
     ours, fixed = zip(*rows[WARM:], strict=True)
     return min(ours) / min(fixed)
 
@@ -123,7 +142,12 @@ def settings(redis_server, store, tmp_path, monkeypatch):
     monkeypatch.undo()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     monkeypatch.setattr(log, "_out", nowhere)
-    env = {"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "PORT": str(free_port()), "STATE_DIR": str(tmp_path)}
+    env = {
+        "WEBHOOK_SECRET": SECRET,
+        "REDIS_URL": redis_server.url,
+        "PORT": str(free_port()),
+        "STATE_DIR": str(tmp_path),
+    }
     yield config.load(environ=env, root=tmp_path)
     os.close(nowhere)
 
@@ -147,7 +171,10 @@ def job_ratio(settings, store, pair):
     one = worker.Worker(settings, "w1", type("Asked", (), {"asked": False}))
     for _ in range(SAMPLES):
         now = time.time()
-        fresh = [Delivery(ids.make(now), "github", f"d{n}-{now}", "push", now, HEAD, BODY) for n in range(made)]
+        fresh = [
+            Delivery(ids.make(now), "github", f"d{n}-{now}", "push", now, HEAD, BODY)
+            for n in range(made)
+        ]
         store.accept([(delivery, 600) for delivery in fresh])
         done, started = one.done, time.thread_time()
         while one.done - done < made:
@@ -159,7 +186,8 @@ def job_ratio(settings, store, pair):
 
 
 NUMBERS = pytest.mark.skipif(
-    sys.version_info[:2] != (3, 11) or platform.machine() != "x86_64", reason="the numbers are those of Python 3.11 on x86-64"
+    sys.version_info[:2] != (3, 11) or platform.machine() != "x86_64",
+    reason="the numbers are those of Python 3.11 on x86-64",
 )
 
 
@@ -169,7 +197,9 @@ def test_request_costs_no_more_than_it_did(settings, pair):
     if found >= REQUEST * LIMIT:  # twice beyond it is no accident
         settings = dataclasses.replace(settings, port=free_port())
         found = min(found, request_ratio(settings, pair))
-    assert found < REQUEST * LIMIT, f"a request costs {found:.2f} of the workload; {REQUEST} was measured"
+    assert found < REQUEST * LIMIT, (
+        f"a request costs {found:.2f} of the workload; {REQUEST} was measured"
+    )
 
 
 @NUMBERS
@@ -212,8 +242,12 @@ def test_load_makes_requests_that_are_verified():
     requests = load.requests(SECRET.encode(), BODY, 2)
     heads = [wire.parse_head(one[: wire.head_end(one)]) for one in requests]
     found = [verify(GITHUB, head.fields, head.head, BODY, 0.0, "id", head.query) for head in heads]
-    assert [type(one) for one in found] == [Delivery, Delivery] and found[0].delivery_id != found[1].delivery_id
-    assert [head.length for head in heads] == [len(BODY)] * 2 and abs(len(BODY) - load.BODY_BYTES) < 150
+    assert [type(one) for one in found] == [Delivery, Delivery] and found[0].delivery_id != found[
+        1
+    ].delivery_id
+    assert [head.length for head in heads] == [len(BODY)] * 2 and abs(
+        len(BODY) - load.BODY_BYTES
+    ) < 150
     assert json.loads(BODY)["ref"] == "refs/heads/main"
 
 
@@ -234,15 +268,24 @@ def test_table_says_whether_a_target_is_met(line, met):
 
 
 def test_chart_is_well_formed_and_says_its_numbers():
-    tree = ElementTree.fromstring(report.chart([("CPU <µs>", [("webhookd", 50.0), ("a & b", 1234.0)])]))
+    tree = ElementTree.fromstring(
+        report.chart([("CPU <µs>", [("webhookd", 50.0), ("a & b", 1234.0)])])
+    )
     assert "CPU <µs>: webhookd 50.0, a & b 1,234" in "".join(tree.itertext())
     assert len([bar for bar in tree.iter() if bar.get("class") in ("ours", "other")]) == 2
 
 
 def test_peers_are_pinned_and_say_what_they_do_not_do():
     folder = ROOT / "bench/peers"
-    wanted = [line for line in (folder / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    wanted = [
+        line
+        for line in (folder / "requirements.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"[a-z]+(\[redis\])?==[0-9.]+", line) for line in wanted)
-    assert all(re.fullmatch(r"[0-9.]+", one) for one in json.loads((folder / "package.json").read_text())["dependencies"].values())
+    assert all(
+        re.fullmatch(r"[0-9.]+", one)
+        for one in json.loads((folder / "package.json").read_text())["dependencies"].values()
+    )
     for path in [*folder.glob("*.js"), *folder.glob("*_app.py"), folder / "stock.py"]:
         assert "does not do" in path.read_text(), path

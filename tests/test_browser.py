@@ -1,4 +1,5 @@
-"""The page in a real browser, with and without JavaScript: the story of one bad morning, from the login to the restore.
+"""The page in a real browser, with and without JavaScript: the story of one bad morning, from the
+login to the restore.
 
 Needs chromium (`sh hookq/setup.sh browser`); SCREENSHOTS=folder keeps what it saw.
 """
@@ -14,7 +15,9 @@ from conftest import until
 from test_stack import Stack
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here: sh hookq/setup.sh browser installs it")
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM, reason="there is no chromium here: sh hookq/setup.sh browser installs it"
+)
 
 BROKEN = """
 def handle(delivery):
@@ -69,13 +72,20 @@ def seen(page, name):
 def test_story_of_a_bad_morning(browser, stack, javascript):
     kind, home = "js" if javascript else "plain", f"http://127.0.0.1:{stack.dash}/dashboard"
     login = {"username": "operator", "password": "a-password"}
-    context = browser.new_context(http_credentials=login, java_script_enabled=javascript, viewport={"width": 1280, "height": 900})
+    context = browser.new_context(
+        http_credentials=login,
+        java_script_enabled=javascript,
+        viewport={"width": 1280, "height": 900},
+    )
     page, troubles = context.new_page(), []
     page.on("pageerror", lambda error: troubles.append(str(error)))
     page.on("dialog", lambda dialog: troubles.append(dialog.message))
 
     page.goto(home)
-    assert "Nothing received yet." in page.inner_text(".verdict") and page.locator("#live button").count() == javascript
+    assert (
+        "Nothing received yet." in page.inner_text(".verdict")
+        and page.locator("#live button").count() == javascript
+    )
     seen(page, f"{kind}-1-empty")
     assert {stack.post(HOSTILE.encode()) for _ in range(3)} == {202}
     stack.settled(dead=3)
@@ -89,8 +99,12 @@ def test_story_of_a_bad_morning(browser, stack, javascript):
     assert page.locator("tbody tr").count() == 3
     seen(page, f"{kind}-3-list")
     page.click("tbody th a >> nth=0")
-    assert "</pre><script>document.title" in page.inner_text("pre[aria-label=Body]") and "Traceback" in page.inner_text("main")
-    assert page.title().startswith("Delivery ") and page.locator("main script, main img").count() == 0
+    assert "</pre><script>document.title" in page.inner_text(
+        "pre[aria-label=Body]"
+    ) and "Traceback" in page.inner_text("main")
+    assert (
+        page.title().startswith("Delivery ") and page.locator("main script, main img").count() == 0
+    )
     seen(page, f"{kind}-4-delivery")
 
     (stack.folder / "h.py").write_text(MENDED)
@@ -118,13 +132,18 @@ def test_story_of_a_bad_morning(browser, stack, javascript):
     context.close()
 
 
-@pytest.mark.parametrize(("name", "more"), [("dark", {"color_scheme": "dark"}), ("small", {"viewport": {"width": 320, "height": 800}})])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("dark", {"color_scheme": "dark"}), ("small", {"viewport": {"width": 320, "height": 800}})],
+)
 def test_page_is_readable_in_the_dark_and_on_a_small_screen(browser, stack, name, more):
     stack.post(HOSTILE.encode())
     found = stack.settled(dead=1)
     assert found["dead"] == 1
     id = stack.dlqctl("--view").stdout.split("\t")[1]
-    context = browser.new_context(http_credentials={"username": "operator", "password": "a-password"}, **more)
+    context = browser.new_context(
+        http_credentials={"username": "operator", "password": "a-password"}, **more
+    )
     page = context.new_page()
     for place in ("", "/dead", f"/deliveries/{id}"):
         page.goto(f"http://127.0.0.1:{stack.dash}/dashboard{place}")

@@ -1,4 +1,6 @@
-"""The short form of `make chaos`, with a fixed seed: nothing acknowledged is lost, and the ledger holds throughout."""
+"""The short form of `make chaos`, with a fixed seed: nothing acknowledged is lost, and the ledger
+holds throughout.
+"""
 
 from chaos import chaos
 

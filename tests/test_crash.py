@@ -1,7 +1,9 @@
-"""The crash matrix: every verb of the store, cut off before or just after each of its trips to Redis (R4 to R6).
+"""The crash matrix: every verb of the store, cut off before or just after each of its trips to
+Redis (R4 to R6).
 
-"After" is a lost reply: Redis has done the work and nobody was told. Whatever the cut, each job must be in exactly one
-state, the ledger's gap 0, no orphan left; and asking once more must finish the work without doubling it.
+"After" is a lost reply: Redis has done the work and nobody was told. Whatever the cut, each job
+must be in exactly one state, the ledger's gap 0, no orphan left; and asking once more must finish
+the work without doubling it.
 """
 
 import contextlib
@@ -20,7 +22,9 @@ class Died(OSError):
 
 
 def dying(url, trip, when):
-    """Return a store of worker w1 whose connection ends before, or after, its trip number `trip` to Redis."""
+    """Return a store of worker w1 whose connection ends before, or after, its trip number `trip` to
+    Redis.
+    """
     store, count = Store(url, "w1"), [0]
     make = store.redis.connection_pool.make_connection
 
@@ -68,24 +72,60 @@ def discarded(store):
 
 def old_and_new(store):
     """Prepare accept: the same calls are made by the verb and by the one who asks again."""
-    return [(delivery(delivery_id=f"same-{n}"), 604_800) for n in range(3)] + [(delivery(delivery_id=""), 604_800)]
+    return [(delivery(delivery_id=f"same-{n}"), 604_800) for n in range(3)] + [
+        (delivery(delivery_id=""), 604_800)
+    ]
 
 
 # verb: (what is there before it, the verb, what the audit must say once it was asked for again)
 VERBS = {
     "accept": (old_and_new, lambda s, batch: s.accept(batch), {"accepted": 4, "ready": 4}),
-    "lease": (accepted, lambda s, _: s.lease(["github"], 9, 100) or s.lease(["github"], 9, 1, again=True), {"leased": 1}),
-    "complete": (leased, lambda s, held: s.settle([Settled(x, "done", {"attempt": 1}) for x in held]), {"done": 3}),
-    "reschedule": (leased, lambda s, held: s.settle([Settled(x, "retry", {"attempt": 1}, 60) for x in held]), {"retry": 3}),
-    "bury": (leased, lambda s, held: s.settle([Settled(x, "dead", {"attempt": 1}, reason="gave_up") for x in held]), {"dead": 3}),
-    "release": (leased, lambda s, held: s.settle([Settled(x, "ready") for x in held]), {"ready": 3}),
+    "lease": (
+        accepted,
+        lambda s, _: s.lease(["github"], 9, 100) or s.lease(["github"], 9, 1, again=True),
+        {"leased": 1},
+    ),
+    "complete": (
+        leased,
+        lambda s, held: s.settle([Settled(x, "done", {"attempt": 1}) for x in held]),
+        {"done": 3},
+    ),
+    "reschedule": (
+        leased,
+        lambda s, held: s.settle([Settled(x, "retry", {"attempt": 1}, 60) for x in held]),
+        {"retry": 3},
+    ),
+    "bury": (
+        leased,
+        lambda s, held: s.settle(
+            [Settled(x, "dead", {"attempt": 1}, reason="gave_up") for x in held]
+        ),
+        {"dead": 3},
+    ),
+    "release": (
+        leased,
+        lambda s, held: s.settle([Settled(x, "ready") for x in held]),
+        {"ready": 3},
+    ),
     "promote": (lambda s: parked(s, "retry"), lambda s, _: s.promote(), {"ready": 3}),
     "reclaim": (leased, lambda s, _: s.reclaim("w1"), {"ready": 3}),
     "renew": (leased, lambda s, held: s.renew({"github": [x.entry for x in held]}), {"leased": 3}),
-    "redrive": (lambda s: parked(s, "dead"), lambda s, ids: s.redrive(ids, act("command")), {"ready": 3}),
+    "redrive": (
+        lambda s: parked(s, "dead"),
+        lambda s, ids: s.redrive(ids, act("command")),
+        {"ready": 3},
+    ),
     "redrive_rank": (lambda s: parked(s, "dead"), lambda s, _: s.redrive_rank(0, act()), None),
-    "discard": (lambda s: parked(s, "dead"), lambda s, ids: s.discard(ids, act("command", "b1")), {"discarded": 3}),
-    "restore": (discarded, lambda s, _: s.restore(s.batch("b1"), act("command")), {"dead": 3, "discarded": 0}),
+    "discard": (
+        lambda s: parked(s, "dead"),
+        lambda s, ids: s.discard(ids, act("command", "b1")),
+        {"discarded": 3},
+    ),
+    "restore": (
+        discarded,
+        lambda s, _: s.restore(s.batch("b1"), act("command")),
+        {"dead": 3, "discarded": 0},
+    ),
 }
 TRIPS = range(1, 9)  # more than any verb makes: the connection's own set-up counts too
 
@@ -129,7 +169,8 @@ def test_verb_cut_off_leaves_the_state_before_or_after_it(store, redis_server, n
     audit = whole(store)
     if wanted:
         assert {name: audit[name] for name in wanted} == wanted
-    else:  # by rank: the first may have been put back before the reply was lost, and then the next is
+    # by rank: the first may have been put back before the reply was lost, and then the next is
+    else:
         assert audit["ready"] in (1, 2) and audit["ready"] + audit["dead"] == 3
 
 
@@ -143,7 +184,9 @@ def test_matrix_really_cuts_every_verb_off(store, redis_server, name):
 
 
 def promote_in_two_steps(store, _):
-    """What other queues do: take the due ones out, then put them into the queue. It exists to be caught."""
+    """What other queues do: take the due ones out, then put them into the queue. It exists to be
+    caught.
+    """
     try:
         ids = store.redis.zrange(key("retry"), 0, -1)
         store.redis.zrem(key("retry"), *ids)
@@ -161,7 +204,14 @@ def test_matrix_finds_the_loss_of_a_verb_in_two_steps(store, redis_server):
         for when in ("before", "after"):
             store.redis.flushall()
             store._groups.clear()
-            cut(store, redis_server.url, lambda s: parked(s, "retry"), promote_in_two_steps, trip, when)
+            cut(
+                store,
+                redis_server.url,
+                lambda s: parked(s, "retry"),
+                promote_in_two_steps,
+                trip,
+                when,
+            )
             try:
                 whole(store)
             except AssertionError:

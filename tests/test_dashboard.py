@@ -1,4 +1,6 @@
-"""The page: its login, its forms, what it shows of hostile values, and what it says when Redis is away."""
+"""The page: its login, its forms, what it shows of hostile values, and what it says when Redis is
+away.
+"""
 
 import base64
 import html
@@ -53,7 +55,12 @@ class Page:
         return re.search(r'name="token" value="([0-9a-f]{64})"', self.ask()[1])[1]
 
     def submit(self, act, fields, **headers):
-        return self.ask("POST", f"/dashboard/{act}", urlencode([("token", self.token()), *fields]), {**LOGIN, **FORM, **headers})
+        return self.ask(
+            "POST",
+            f"/dashboard/{act}",
+            urlencode([("token", self.token()), *fields]),
+            {**LOGIN, **FORM, **headers},
+        )
 
     def post(self, act, id, token=None, headers=None, **fields):
         form = urlencode({"only": id, "token": self.token() if token is None else token, **fields})
@@ -73,16 +80,42 @@ def page(running):
 
 
 def bury(store, **more):
-    error, cause = more.pop("error", "ValueError: no"), more.pop("cause", "ValueError in h.py:3 handle")
+    error, cause = (
+        more.pop("error", "ValueError: no"),
+        more.pop("cause", "ValueError in h.py:3 handle"),
+    )
     trace = more.pop("trace", "")
     made = accepted(store, **more)[0]
     lease = store.lease([made.source], 9, 100)[0]
-    store.settle([Settled(lease, "dead", {"attempt": 1, "of": 8, "error": error}, reason="gave_up", cause=cause, trace=trace)])
+    store.settle(
+        [
+            Settled(
+                lease,
+                "dead",
+                {"attempt": 1, "of": 8, "error": error},
+                reason="gave_up",
+                cause=cause,
+                trace=trace,
+            )
+        ]
+    )
     return made
 
 
-@pytest.mark.parametrize("path", ["/dashboard", "/metrics", "/static/app.css", "/dashboard/retry", "/dashboard/events", "/nothing"])
-@pytest.mark.parametrize("login", ["", "Basic", "Basic x", "Basic b3BlcmF0b3I6d3Jvbmc=", "Bearer a", "Basic \xff"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/dashboard",
+        "/metrics",
+        "/static/app.css",
+        "/dashboard/retry",
+        "/dashboard/events",
+        "/nothing",
+    ],
+)
+@pytest.mark.parametrize(
+    "login", ["", "Basic", "Basic x", "Basic b3BlcmF0b3I6d3Jvbmc=", "Bearer a", "Basic \xff"]
+)
 def test_without_the_login_everything_is_closed(page, path, login):
     status, text, headers = page.ask(path=path, headers={"Authorization": login} if login else {})
     assert status == 401 and "www-authenticate" in headers and "<table" not in text
@@ -91,19 +124,45 @@ def test_without_the_login_everything_is_closed(page, path, login):
 def test_overview_shows_numbers_and_dead_letters_under_a_strict_policy(page, store):
     made = bury(store)
     status, text, headers = page.ask()
-    assert status == 200 and made.id in text and "ValueError in h.py:3 handle" in text and "No workers are running" in text
-    assert "default-src 'none'" in headers["content-security-policy"] and headers["cache-control"] == "no-store"
-    assert text.count("<script") == 1 and "style=" not in text and "python" not in headers["server"].lower()
+    assert (
+        status == 200
+        and made.id in text
+        and "ValueError in h.py:3 handle" in text
+        and "No workers are running" in text
+    )
+    assert (
+        "default-src 'none'" in headers["content-security-policy"]
+        and headers["cache-control"] == "no-store"
+    )
+    assert (
+        text.count("<script") == 1
+        and "style=" not in text
+        and "python" not in headers["server"].lower()
+    )
     status, text, _ = page.ask(path="/dashboard/dead")
-    assert status == 200 and made.id in text and "ValueError: no" in text and "1 match, of 1 dead letter." in text
+    assert (
+        status == 200
+        and made.id in text
+        and "ValueError: no" in text
+        and "1 match, of 1 dead letter." in text
+    )
 
 
 def test_hostile_values_arrive_escaped_in_every_place(page, store):
     head = f"X-Evil: {HOSTILE}\r\nContent-Type: text/plain\r\n".encode()
-    values = {"error": HOSTILE, "cause": HOSTILE, "trace": HOSTILE, "delivery_id": HOSTILE, "head": head, "body": HOSTILE.encode()}
+    values = {
+        "error": HOSTILE,
+        "cause": HOSTILE,
+        "trace": HOSTILE,
+        "delivery_id": HOSTILE,
+        "head": head,
+        "body": HOSTILE.encode(),
+    }
     made = bury(store, **values)
     waiting = accepted(store, **{k: values[k] for k in ("delivery_id", "head")}, source="other")[0]
-    store.discard([bury(store, **{**values, "delivery_id": HOSTILE + "2"}).id], dlq.actor("page", HOSTILE))
+    store.discard(
+        [bury(store, **{**values, "delivery_id": HOSTILE + "2"}).id], dlq.actor("page", HOSTILE)
+    )
     for path in (
         "/dashboard?notice=",
         "/dashboard/dead?q=",
@@ -113,7 +172,12 @@ def test_hostile_values_arrive_escaped_in_every_place(page, store):
     ):
         status, text, _ = page.ask(path=path + quote(HOSTILE))
         assert status == (400 if "since" in path else 200)
-        assert "<img" not in text and text.count("<script") == 1 and "\x1b" not in text and "\u202e" not in text
+        assert (
+            "<img" not in text
+            and text.count("<script") == 1
+            and "\x1b" not in text
+            and "\u202e" not in text
+        )
         assert "&lt;img src=x onerror=1&gt; $x ${y} $$" in text
     status, text, _ = page.post("discard", made.id, scope="match", q="", only="")
     assert status == 200 and "<img" not in text and "&lt;img" in text
@@ -132,7 +196,11 @@ def test_hostile_values_arrive_escaped_in_every_place(page, store):
     ids=["json", "form", "text", "binary", "long", "deep"],
 )
 def test_body_is_shown_harmless_and_downloaded_byte_for_byte(page, store, body, kind, shown):
-    made = bury(store, body=body, head=f"Content-Type: {kind}\r\nAuthorization: Bearer marked\r\nX-Hub-Signature-256: marked\r\n".encode())
+    made = bury(
+        store,
+        body=body,
+        head=f"Content-Type: {kind}\r\nAuthorization: Bearer marked\r\nX-Hub-Signature-256: marked\r\n".encode(),
+    )
     for view in ("pretty", "raw"):
         status, text, _ = page.ask(path=f"/dashboard/deliveries/{made.id}?view={view}")
         assert status == 200 and len(text) < 500_000 and "marked" not in text and "(hidden)" in text
@@ -148,17 +216,44 @@ def test_story_is_told_in_every_state(page, store):
     lease = store.lease(["github"], 1, 100)[0]
     assert state() == "leased"
     facts = {"attempt": 1, "of": 8, "worker": "w1", "wait_ms": 12.0, "run_ms": 3.5}
-    store.settle([Settled(lease, "dead", {**facts, "error": "ValueError: no"}, reason="gave_up", cause="ValueError", trace="Traceback x")])
+    store.settle(
+        [
+            Settled(
+                lease,
+                "dead",
+                {**facts, "error": "ValueError: no"},
+                reason="gave_up",
+                cause="ValueError",
+                trace="Traceback x",
+            )
+        ]
+    )
     text = ask()[1]
-    assert state() == "dead" and "Traceback x" in text and "12.0 ms" in text and "3.5 ms" in text and "w1" in text
+    assert (
+        state() == "dead"
+        and "Traceback x" in text
+        and "12.0 ms" in text
+        and "3.5 ms" in text
+        and "w1" in text
+    )
     page.post("discard", made.id)
-    assert state() == "discarded" and "operator from 127.0.0.1" in ask()[1] and 'formaction="/dashboard/restore"' in ask()[1]
+    assert (
+        state() == "discarded"
+        and "operator from 127.0.0.1" in ask()[1]
+        and 'formaction="/dashboard/restore"' in ask()[1]
+    )
     page.post("restore", made.id)
     assert state() == "dead"
     page.post("retry", made.id)
     assert state() == "ready"
     store.settle(
-        [Settled(store.lease(["github"], 1, 100)[0], "done", {"attempt": 1, "event_type": "push", "delivery_id": made.delivery_id})]
+        [
+            Settled(
+                store.lease(["github"], 1, 100)[0],
+                "done",
+                {"attempt": 1, "event_type": "push", "delivery_id": made.delivery_id},
+            )
+        ]
     )
     text = ask()[1]
     assert state() == "done" and "not kept any more" in text and made.delivery_id in text
@@ -166,7 +261,15 @@ def test_story_is_told_in_every_state(page, store):
 
 
 @pytest.mark.parametrize(
-    "path", ["deliveries/nosuch", "deliveries/%00%ff", "deliveries/" + "a" * 300, "deliveries/0/body", "nosuch", "deliveries/"]
+    "path",
+    [
+        "deliveries/nosuch",
+        "deliveries/%00%ff",
+        "deliveries/" + "a" * 300,
+        "deliveries/0/body",
+        "nosuch",
+        "deliveries/",
+    ],
 )
 def test_what_is_not_there_gets_404_and_a_sentence(page, path):
     status, text, _ = page.ask(path=f"/dashboard/{path}")
@@ -175,7 +278,17 @@ def test_what_is_not_there_gets_404_and_a_sentence(page, path):
 
 @pytest.mark.parametrize(
     "query",
-    ["page=0", "page=-1", "page=x", "page=99999999999", "page=3", "cause=00000000", "source=nosuch", "q=nosuch", "until=2000-01-01"],
+    [
+        "page=0",
+        "page=-1",
+        "page=x",
+        "page=99999999999",
+        "page=3",
+        "cause=00000000",
+        "source=nosuch",
+        "q=nosuch",
+        "until=2000-01-01",
+    ],
 )
 def test_filter_that_matches_nothing_says_so(page, store, query):
     bury(store)
@@ -183,7 +296,9 @@ def test_filter_that_matches_nothing_says_so(page, store, query):
     assert status == 200 and ("None match (1 in all)." in text or "ValueError: no" in text)
 
 
-@pytest.mark.parametrize("query", ["cause=zz", "since=yesterday", "since=%F0%9F%98%80", "until=1e99"])
+@pytest.mark.parametrize(
+    "query", ["cause=zz", "since=yesterday", "since=%F0%9F%98%80", "until=1e99"]
+)
 def test_nonsense_in_the_filter_gets_400_and_a_sentence(page, query):
     status, text, _ = page.ask(path=f"/dashboard/dead?{query}")
     assert status == 400 and "is no" in text
@@ -192,18 +307,29 @@ def test_nonsense_in_the_filter_gets_400_and_a_sentence(page, query):
 def test_list_is_paged_newest_first_and_says_how_many_match(page, store):
     made = [bury(store, error=f"E {n:02}: no", source="a" if n % 2 else "b") for n in range(60)]
     found = page.ids("/dashboard/dead")
-    assert found == [d.id for d in reversed(made)][:25] and page.ids("/dashboard/dead?page=3") == [d.id for d in reversed(made)][50:]
+    assert (
+        found == [d.id for d in reversed(made)][:25]
+        and page.ids("/dashboard/dead?page=3") == [d.id for d in reversed(made)][50:]
+    )
     assert "60 match, of 60 dead letters." in page.ask(path="/dashboard/dead")[1]
     assert "30 match, of 60 dead letters." in page.ask(path="/dashboard/dead?source=a")[1]
     assert page.ids("/dashboard/dead?q=e+1") == [made[n].id for n in range(19, 9, -1)]
     assert page.ids(f"/dashboard/dead?q={made[7].id[:14]}") == [made[7].id]
-    assert page.ids("/dashboard/dead?error=e+3&source=a&page=1") == [made[n].id for n in (39, 37, 35, 33, 31)]
+    assert page.ids("/dashboard/dead?error=e+3&source=a&page=1") == [
+        made[n].id for n in (39, 37, 35, 33, 31)
+    ]
 
 
 def test_ticked_ones_are_moved_and_no_others(page, store):
     made = [bury(store) for _ in range(4)]
-    status, _, headers = page.submit("retry", [("scope", "ticked"), ("id", made[1].id), ("id", made[3].id), ("id", "nosuch")])
-    assert status == 303 and "Put%20back%202" in headers["location"] and "1%20were%20no" in headers["location"]
+    status, _, headers = page.submit(
+        "retry", [("scope", "ticked"), ("id", made[1].id), ("id", made[3].id), ("id", "nosuch")]
+    )
+    assert (
+        status == 303
+        and "Put%20back%202" in headers["location"]
+        and "1%20were%20no" in headers["location"]
+    )
     assert dead_ids(store) == [made[0].id, made[2].id]
     assert "None%20was%20ticked" in page.submit("discard", [("scope", "ticked")])[2]["location"]
 
@@ -215,8 +341,13 @@ def test_all_that_match_are_asked_for_and_later_ones_are_not_touched(page, store
     status, text, _ = page.submit("discard", [("scope", "match"), ("cause", cause)])
     assert status == 200 and "3 dead letters" in text and store.audit()["dead"] == 4
     later = bury(store, cause="A", error="A: no")
-    fields = [(name, html.unescape(value)) for name, value in re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', text)]
-    status, _, headers = page.ask("POST", "/dashboard/discard", urlencode(fields), {**LOGIN, **FORM})
+    fields = [
+        (name, html.unescape(value))
+        for name, value in re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', text)
+    ]
+    status, _, headers = page.ask(
+        "POST", "/dashboard/discard", urlencode(fields), {**LOGIN, **FORM}
+    )
     assert status == 303 and "Discarded%203" in headers["location"]
     assert later.id in dead_ids(store) and not {d.id for d in made} & set(dead_ids(store))
     text = page.ask()[1]
@@ -235,12 +366,28 @@ def test_two_operators_at_once_are_each_told_the_truth(page, store):
 
 def test_page_and_command_select_count_and_act_alike(page, store, redis_server, tmp_path):
     causes = ["A", "B", "C"]
-    made = [bury(store, cause=causes[n % 3], error=f"{causes[n % 3]}: no {n}", source="s1" if n < 9 else "s2") for n in range(18)]
+    made = [
+        bury(
+            store,
+            cause=causes[n % 3],
+            error=f"{causes[n % 3]}: no {n}",
+            source="s1" if n < 9 else "s2",
+        )
+        for n in range(18)
+    ]
 
     def command(*args):
-        env = {"PATH": os.environ["PATH"], "REDIS_URL": redis_server.url, "STATE_DIR": str(tmp_path)}
+        env = {
+            "PATH": os.environ["PATH"],
+            "REDIS_URL": redis_server.url,
+            "STATE_DIR": str(tmp_path),
+        }
         done = subprocess.run(
-            [sys.executable, str(ROOT / "dlqctl.py"), *args, "--json"], env=env, capture_output=True, text=True, timeout=20
+            [sys.executable, str(ROOT / "dlqctl.py"), *args, "--json"],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=20,
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -253,11 +400,23 @@ def test_page_and_command_select_count_and_act_alike(page, store, redis_server, 
         found = command("--view", "--newest", "--limit", "0", *args)
         text = page.ask(path=f"/dashboard/dead?{query}")[1]
         assert page.ids(f"/dashboard/dead?{query}") == [row["id"] for row in found], query
-        assert re.findall(r'aria-label="Tick [^"]*"></td><td>(\d+)</td>', text) == [str(row["n"]) for row in found]
-    groups = {row["id"]: (row["cause"], row["source"], row["total"]) for row in command("--view", "--by-cause")}
-    shown = re.findall(r'dead\?cause=(\w+)">([^<]*)</a></th><td>([^<]*)</td><td>(\d+)</td>', page.ask()[1])
-    assert groups == {id: (cause, source, int(count)) for id, cause, source, count in shown} and len(groups) == 6
-    assert command("--retry", "all", "--cause", cause, "--dry-run")["would_retry"] == [made[n].id for n in (0, 3, 6)]
+        assert re.findall(r'aria-label="Tick [^"]*"></td><td>(\d+)</td>', text) == [
+            str(row["n"]) for row in found
+        ]
+    groups = {
+        row["id"]: (row["cause"], row["source"], row["total"])
+        for row in command("--view", "--by-cause")
+    }
+    shown = re.findall(
+        r'dead\?cause=(\w+)">([^<]*)</a></th><td>([^<]*)</td><td>(\d+)</td>', page.ask()[1]
+    )
+    assert (
+        groups == {id: (cause, source, int(count)) for id, cause, source, count in shown}
+        and len(groups) == 6
+    )
+    assert command("--retry", "all", "--cause", cause, "--dry-run")["would_retry"] == [
+        made[n].id for n in (0, 3, 6)
+    ]
     assert command("--retry", "all", "--cause", cause)["retried"] == [made[n].id for n in (0, 3, 6)]
     page.submit("discard", [("scope", "match"), ("source", "s1"), ("confirm", "yes")])
     acts = [(name, count, act.by) for _, name, count, act, _ in store.acts(9)]
@@ -272,7 +431,11 @@ def test_numbers_come_as_server_sent_events(page, store):
     assert answer.status == 200 and answer.getheader("content-type") == "text/event-stream"
     lines = [answer.fp.readline() for _ in range(3)]
     news = json.loads(next(line for line in lines if line.startswith(b"data: "))[6:])
-    assert news["numbers"]["dead"] == "1" and news["level"] == "bad" and "No workers are running" in news["verdict"][0][0]
+    assert (
+        news["numbers"]["dead"] == "1"
+        and news["level"] == "bad"
+        and "No workers are running" in news["verdict"][0][0]
+    )
     connection.close()
 
 
@@ -281,7 +444,10 @@ def test_static_files_have_a_tag_and_are_small(page):
     for name in ("app.css", "app.js"):
         status, text, headers = page.ask(path=f"/static/{name}")
         assert status == 200 and headers["etag"]
-        assert page.ask(path=f"/static/{name}", headers={**LOGIN, "If-None-Match": headers["etag"]})[0] == 304
+        assert (
+            page.ask(path=f"/static/{name}", headers={**LOGIN, "If-None-Match": headers["etag"]})[0]
+            == 304
+        )
         total += len(text)
     assert total + len(page.ask()[1]) < 60_000
 
@@ -295,9 +461,14 @@ def test_without_supervisord_heartbeats_are_shown_and_it_says_so(page, store):
 def test_hosts_that_are_silent_or_use_their_spool_are_named_and_their_processes_shown(page, store):
     for name, ago_s, spooled in (("quiet<b>", 30, 1204), ("busy", -100, 7), ("fine", -100, 0)):
         facts = json.dumps({"pid": 77, "up_s": 3600, "connections": 3, "spooled": spooled})
-        store.redis.hset(key("ingestion"), f"ingest-{name}-77-a", f"{store.now() - ago_s}\n{name}\n{facts}")
+        store.redis.hset(
+            key("ingestion"), f"ingest-{name}-77-a", f"{store.now() - ago_s}\n{name}\n{facts}"
+        )
     text = page.ask()[1]
-    assert "Ingestion on quiet&lt;b&gt; was last heard of 30 s ago, with 1,204 deliveries in its spool." in text
+    assert (
+        "Ingestion on quiet&lt;b&gt; was last heard of 30 s ago, with 1,204 deliveries in its spool."
+        in text
+    )
     assert "The spool of busy has 7 deliveries." in text and "The spool of fine" not in text
     assert "silent for 30 s" in text and text.count("3 connections, ") == 3
 
@@ -309,7 +480,9 @@ def test_hosts_that_are_silent_or_use_their_spool_are_named_and_their_processes_
 )  # fmt: skip
 def test_host_must_be_known(running, store, host, status):
     port = free_port()
-    running("dashboard.py", DASHBOARD_PORT=port, DASHBOARD_NAMES="dash.example.com, other").saw("process.start")
+    running("dashboard.py", DASHBOARD_PORT=port, DASHBOARD_NAMES="dash.example.com, other").saw(
+        "process.start"
+    )
     made = Page(port)
     until(lambda: made.up())
     assert made.ask(headers={**LOGIN, "Host": host})[0] == status
@@ -319,7 +492,10 @@ def test_guesses_at_the_password_are_slowed_down(page):
     for _ in range(5):
         page.ask(headers={"Authorization": "Basic eDp5"})
     started = time.monotonic()
-    assert page.ask(headers={"Authorization": "Basic eDp5"})[0] == 401 and time.monotonic() - started > 0.9
+    assert (
+        page.ask(headers={"Authorization": "Basic eDp5"})[0] == 401
+        and time.monotonic() - started > 0.9
+    )
     assert page.ask()[0] == 200
 
 
@@ -334,7 +510,13 @@ def test_retry_by_post_puts_it_back_and_get_does_not(page, store):
 
 @pytest.mark.parametrize(
     ("token", "headers"),
-    [("", {}), ("0" * 64, {}), (None, {"Origin": "http://evil.example"}), (None, {"Sec-Fetch-Site": "cross-site"}), ("é", {})],
+    [
+        ("", {}),
+        ("0" * 64, {}),
+        (None, {"Origin": "http://evil.example"}),
+        (None, {"Sec-Fetch-Site": "cross-site"}),
+        ("é", {}),
+    ],
 )
 def test_form_of_another_page_changes_nothing(page, store, token, headers):
     made = bury(store)
@@ -346,7 +528,11 @@ def test_id_that_is_no_dead_letter_is_told(page, store):
     bury(store)
     for id in ("nosuch", "", "%00%0d%0aX:1"):
         status, _, headers = page.post("retry", id)
-        assert status == 303 and re.search("o%20dead%20letter|None%20was%20ticked", headers["location"]) and "x" not in headers
+        assert (
+            status == 303
+            and re.search("o%20dead%20letter|None%20was%20ticked", headers["location"])
+            and "x" not in headers
+        )
 
 
 def test_redis_away_gets_503_and_a_useful_page(running, private_redis):
@@ -364,8 +550,14 @@ def test_redis_away_gets_503_and_a_useful_page(running, private_redis):
     ("request_", "status"),
     [
         (b"GET /dashboard HTTP/1.1\r\n\r\n", 400),
-        (b"POST /dashboard/retry HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n", 413),
-        (b"POST /dashboard/retry HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n", 411),
+        (
+            b"POST /dashboard/retry HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n",
+            413,
+        ),
+        (
+            b"POST /dashboard/retry HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
+            411,
+        ),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 20_000, 431),
     ],
 )
@@ -381,7 +573,10 @@ def test_every_part_of_the_filter_holds_from_the_list_over_the_question_to_the_a
     assert "1 match" in text and '<input type="hidden" name="error" value="Other">' in text
     text = page.submit("discard", [("scope", "match"), ("error", "Other")])[1]
     assert "1 dead letter" in text and "error Other" in text
-    fields = [(name, html.unescape(value)) for name, value in re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', text)]
+    fields = [
+        (name, html.unescape(value))
+        for name, value in re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', text)
+    ]
     page.ask("POST", "/dashboard/discard", urlencode(fields), {**LOGIN, **FORM})
     assert set(dead_ids(store)) == {d.id for d in made[1:]}
 
@@ -397,7 +592,9 @@ def test_silent_connections_keep_nobody_out(page):
 
 def test_delivery_that_is_sent_again_keeps_its_state(page, store):
     made = accepted(store)[0]
-    store.settle([Settled(store.lease(["github"], 1, 100)[0], "done", {"attempt": 1, "event_type": "push"})])
+    store.settle(
+        [Settled(store.lease(["github"], 1, 100)[0], "done", {"attempt": 1, "event_type": "push"})]
+    )
     assert store.accept([(made._replace(id=made.id[:-1] + "9"), 604_800)]) == [made.id]
     assert "<dd>done</dd>" in page.ask(path=f"/dashboard/deliveries/{made.id}")[1]
     assert re.search(rf"{made.id}</code></a></th><td>done</td>", page.ask()[1])
@@ -415,7 +612,9 @@ def test_search_past_its_end_says_so(page, store):
 
 
 def test_signature_of_every_scheme_is_hidden(page, store):
-    head = "".join(f"{name}: marked\r\n" for scheme in SCHEMES.values() for name in [scheme.header] if name).encode()
+    head = "".join(
+        f"{name}: marked\r\n" for scheme in SCHEMES.values() for name in [scheme.header] if name
+    ).encode()
     made = bury(store, head=head)
     assert "marked" not in page.ask(path=f"/dashboard/deliveries/{made.id}")[1]
 

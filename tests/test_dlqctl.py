@@ -16,9 +16,16 @@ HOSTILE = "<b>\x1b]0;owned\x07 $name ‮ \r\n'\""
 @pytest.fixture
 def dlqctl(redis_server, store, tmp_path):
     def run(*args, stdin="", **env):
-        keep = {"PATH": os.environ["PATH"], "REDIS_URL": redis_server.url, "WEBHOOKS_FILE": "", **env}
+        keep = {
+            "PATH": os.environ["PATH"],
+            "REDIS_URL": redis_server.url,
+            "WEBHOOKS_FILE": "",
+            **env,
+        }
         command = [sys.executable, str(ROOT / "dlqctl.py"), *args]
-        done = subprocess.run(command, input=stdin, text=True, capture_output=True, env=keep, cwd=tmp_path, timeout=20)
+        done = subprocess.run(
+            command, input=stdin, text=True, capture_output=True, env=keep, cwd=tmp_path, timeout=20
+        )
         assert "Traceback" not in done.stderr
         return done
 
@@ -28,7 +35,12 @@ def dlqctl(redis_server, store, tmp_path):
 def bury(store, count=1, error="ValueError: no", **more):
     made = accepted(store, count, **more)
     leases = store.lease(["github"], 64, 100)
-    store.settle([Settled(lease, "dead", {"attempt": 8, "of": 8, "error": error}, reason="max_attempts") for lease in leases])
+    store.settle(
+        [
+            Settled(lease, "dead", {"attempt": 8, "of": 8, "error": error}, reason="max_attempts")
+            for lease in leases
+        ]
+    )
     return made
 
 
@@ -63,7 +75,11 @@ def test_show_tells_the_whole_story_and_hides_what_lets_somebody_in(dlqctl, stor
     head = b"Content-Type: application/json\r\nAuthorization: Bearer abc\r\nX-Hub-Signature-256: sha256=ff\r\n"
     made = bury(store, head=head)[0]
     done = dlqctl("--show", made.id)
-    assert "max_attempts: ValueError: no" in done.stdout and "job.bury" in done.stdout and '{"n":1}' in done.stdout
+    assert (
+        "max_attempts: ValueError: no" in done.stdout
+        and "job.bury" in done.stdout
+        and '{"n":1}' in done.stdout
+    )
     assert "abc" not in done.stdout and "sha256=ff" not in done.stdout
     assert dlqctl("--show", made.delivery_id).stdout == done.stdout
     assert json.loads(dlqctl("--show", made.id, "--json").stdout)["state"] == "dead"
@@ -72,12 +88,19 @@ def test_show_tells_the_whole_story_and_hides_what_lets_somebody_in(dlqctl, stor
 def test_show_raw_prints_the_bytes_alone(redis_server, store, dlqctl):
     made = bury(store, body=b"\x00\xff\r\n\x1b")[0]
     env = {"PATH": os.environ["PATH"], "REDIS_URL": redis_server.url}
-    done = subprocess.run([sys.executable, str(ROOT / "dlqctl.py"), "--show", made.id, "--raw"], capture_output=True, env=env, timeout=20)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "dlqctl.py"), "--show", made.id, "--raw"],
+        capture_output=True,
+        env=env,
+        timeout=20,
+    )
     assert done.stdout == b"\x00\xff\r\n\x1b"
 
 
 @pytest.mark.parametrize(
-    ("state", "outcome"), [("ready", None), ("leased", "lease"), ("retry", "retry"), ("done", "done")], ids=lambda v: str(v)
+    ("state", "outcome"),
+    [("ready", None), ("leased", "lease"), ("retry", "retry"), ("done", "done")],
+    ids=lambda v: str(v),
 )
 def test_show_finds_a_delivery_in_any_state(dlqctl, store, state, outcome):
     made = accepted(store)[0]
@@ -91,7 +114,9 @@ def test_show_finds_a_delivery_in_any_state(dlqctl, store, state, outcome):
 def test_retry_puts_the_numbered_one_back_and_names_it(dlqctl, store):
     made = bury(store, 3)
     done = dlqctl("--retry", "1")
-    assert done.returncode == 0 and made[1].id in done.stdout and "2 dead letters left" in done.stdout
+    assert (
+        done.returncode == 0 and made[1].id in done.stdout and "2 dead letters left" in done.stdout
+    )
     assert [lease.delivery.id for lease in store.lease(["github"], 9, 100)] == [made[1].id]
     assert store.audit()["gap"] == 0
 
@@ -161,11 +186,22 @@ def test_audit_with_a_gap_exits_1_and_names_orphans(dlqctl, store):
     }  # fmt: skip
     store.redis.zrem("{hookq}:dead", dead_ids(store)[0])
     done = dlqctl("--audit")
-    assert done.returncode == 1 and "gap is 1" in done.stderr and "neither retry nor dead" in done.stderr
+    assert (
+        done.returncode == 1
+        and "gap is 1" in done.stderr
+        and "neither retry nor dead" in done.stderr
+    )
 
 
 def test_redis_away_exits_69_with_a_sentence(dlqctl):
-    for args in (["--view"], ["--retry", "0"], ["--flush", "--yes"], ["--audit"], ["--show", "x"], ["--undo"]):
+    for args in (
+        ["--view"],
+        ["--retry", "0"],
+        ["--flush", "--yes"],
+        ["--audit"],
+        ["--show", "x"],
+        ["--undo"],
+    ):
         done = dlqctl(*args, REDIS_URL="unix:///nowhere/r.sock")
         assert done.returncode == 69 and "Redis cannot be reached" in done.stderr
 
@@ -181,7 +217,9 @@ def test_closed_pipe_exits_141_without_a_word(redis_server, store, dlqctl):
     command = [sys.executable, str(ROOT / "dlqctl.py"), "--view", "--limit", "0"]
     read, write = os.pipe()
     os.close(read)
-    with subprocess.Popen(command, stdout=write, stderr=subprocess.PIPE, env=env, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=write, stderr=subprocess.PIPE, env=env, text=True
+    ) as process:
         os.close(write)
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 141 and "rror" not in errors
@@ -191,7 +229,10 @@ def test_two_people_retrying_the_same_number_put_it_back_once(redis_server, stor
     made = bury(store)
     env = {"PATH": os.environ["PATH"], "REDIS_URL": redis_server.url}
     command = [sys.executable, str(ROOT / "dlqctl.py"), "--retry", "0"]
-    both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
     codes = sorted((p.communicate(timeout=20), p.returncode)[1] for p in both)
     assert codes == [0, 3]
     audit = Store(redis_server.url, "probe").audit()
@@ -217,10 +258,21 @@ def test_option_that_would_be_ignored_is_refused(dlqctl, store, args):
 def test_dry_run_of_a_number_that_is_not_there_does_nothing(dlqctl, store):
     bury(store)
     assert dlqctl("--retry", "5", "--dry-run").returncode == 3
-    assert dlqctl("--retry", "0", "--dry-run", "--json").returncode == 0 and store.audit()["dead"] == 1
+    assert (
+        dlqctl("--retry", "0", "--dry-run", "--json").returncode == 0 and store.audit()["dead"] == 1
+    )
 
 
-@pytest.mark.parametrize("url", ["redis://:pw@h", "redis://h/?password=x", "redis://h:notaport", "http://h", "redis://h/?foo=bar"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:pw@h",
+        "redis://h/?password=x",
+        "redis://h:notaport",
+        "http://h",
+        "redis://h/?foo=bar",
+    ],
+)
 def test_redis_url_of_the_command_line_must_be_good_and_without_a_password(dlqctl, url):
     done = dlqctl("--audit", "--redis-url", url)
     assert done.returncode == 2 and "argument --redis-url" in done.stderr
@@ -234,6 +286,9 @@ def test_export_is_private_and_leaves_nothing_behind_when_it_fails(dlqctl, store
     rows = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
     assert len(rows) == 3 and (tmp_path / "out").stat().st_mode & 0o777 == 0o600
     (tmp_path / "folder").mkdir()
-    assert dlqctl("--export", "folder").returncode == 1 and dlqctl("--export", "nosuch/out").returncode == 1
+    assert (
+        dlqctl("--export", "folder").returncode == 1
+        and dlqctl("--export", "nosuch/out").returncode == 1
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "out"]
     assert len(dlqctl("--export", "-").stdout.splitlines()) == 3

@@ -34,7 +34,10 @@ def example(running, tmp_path):
 
 
 def pushed(store, count=1, body=PUSH, event="push"):
-    made = [delivery(body=body)._replace(event_type=event, head=b"X-GitHub-Event: push\r\n") for _ in range(count)]
+    made = [
+        delivery(body=body)._replace(event_type=event, head=b"X-GitHub-Event: push\r\n")
+        for _ in range(count)
+    ]
     store.accept([(job, 60) for job in made])
     return made
 
@@ -44,7 +47,9 @@ def test_python_example_notes_each_push_once(store, example):
     made = pushed(store, 3) + pushed(store, body=b"{}")
     settled(store, done=3, dead=1)
     with sqlite3.connect(folder / "pushes.db") as db:
-        rows = db.execute("SELECT delivery, ref, commit_id FROM pushes ORDER BY delivery").fetchall()
+        rows = db.execute(
+            "SELECT delivery, ref, commit_id FROM pushes ORDER BY delivery"
+        ).fetchall()
     db.close()
     assert rows == [(job.id, "refs/heads/main", "0123456789abcdef") for job in made[:3]]
 
@@ -61,7 +66,12 @@ def test_command_example_deploys_the_branch_that_was_pushed(store, example):
 def test_forward_example_is_passed_what_it_verifies(store, example, tmp_path):
     port = free_port()
     command = [sys.executable, ROOT / "examples/forward/service.py", str(port)]
-    service = subprocess.Popen(command, env={"WEBHOOK_SECRET": SECRET, "PATH": os.environ["PATH"]}, stdout=subprocess.PIPE, text=True)
+    service = subprocess.Popen(
+        command,
+        env={"WEBHOOK_SECRET": SECRET, "PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         example("forward", p7100=str(port))
         pushed(store, 2)

@@ -1,6 +1,8 @@
-"""What the stack must live through: restarts, kills, freezes, lost replies, a Redis that dies or never answers, full disks.
+"""What the stack must live through: restarts, kills, freezes, lost replies, a Redis that dies or
+never answers, full disks.
 
-Real processes, signals and sockets. Every test ends by counting: what was answered 202 is in the ledger, and its gap is 0.
+Real processes, signals and sockets. Every test ends by counting: what was answered 202 is in the
+ledger, and its gap is 0.
 """
 
 import faulthandler
@@ -65,7 +67,9 @@ SOURCE = '[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\
 
 @pytest.fixture
 def crew(running, tmp_path):
-    """crew() starts a worker with HANDLER; crew.starts() is [id, attempt, pid, time] of every start of a job."""
+    """crew() starts a worker with HANDLER; crew.starts() is [id, attempt, pid, time] of every start
+    of a job.
+    """
     (tmp_path / "h.py").write_text(HANDLER)
     (tmp_path / "webhooks.toml").write_text(SOURCE)
     (tmp_path / "starts").touch()
@@ -80,17 +84,30 @@ def crew(running, tmp_path):
 
 @contextmanager
 def hammer(port):
-    """Four clients post until the block ends, two of them with a connection for each request; yields what they are answered."""
+    """Four clients post until the block ends, two of them with a connection for each request;
+    yields what they are answered.
+    """
     codes, ended = [], threading.Event()
 
     def post(kept):
-        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:  # it honours Connection: close
+        with closing(
+            http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        ) as connection:  # it honours Connection: close
             while not ended.wait(0.002):
                 try:
-                    connection.request("POST", "/api/webhooks/github", b"{}", {"Content-Type": "application/json", **signed(b"{}")})
+                    connection.request(
+                        "POST",
+                        "/api/webhooks/github",
+                        b"{}",
+                        {"Content-Type": "application/json", **signed(b"{}")},
+                    )
                     answer = connection.getresponse()
                     answer.read()
-                    codes.append(answer.status if answer.status != 503 or answer.headers["Retry-After"] else "no Retry-After")
+                    codes.append(
+                        answer.status
+                        if answer.status != 503 or answer.headers["Retry-After"]
+                        else "no Retry-After"
+                    )
                 except (OSError, http.client.HTTPException) as error:
                     codes.append(repr(error))
                     connection.close()
@@ -113,8 +130,10 @@ def more(codes, count=100):
 
 
 class Proxy(socketserver.ThreadingUnixStreamServer):
-    """Stands between a program and Redis. `mute`: it accepts, and nobody is answered. `mark`: of the next `left` requests
-    that hold it, Redis does what they say, but the reply is thrown away and the connection closed."""
+    """Stands between a program and Redis. `mute`: it accepts, and nobody is answered. `mark`: of
+    the next `left` requests that hold it, Redis does what they say, but the reply is thrown away
+    and the connection closed.
+    """
 
     daemon_threads, request_queue_size = True, 64
     mute, mark, left, lost = False, b"", 0, 0
@@ -202,7 +221,9 @@ def test_job_of_a_killed_worker_runs_again_within_seconds(store, crew):
 
     for count in (4, 2, 2, 2, 2):
         hired = [crew() for _ in range(count)]
-        workers |= {program.process.pid: program for program in hired if program.saw("process.start")}
+        workers |= {
+            program.process.pid: program for program in hired if program.saw("process.start")
+        }
         jobs = []
         for _ in range(2):  # one after the other, so that two workers hold one each
             jobs += accepted(store, body=b"wait")
@@ -216,43 +237,68 @@ def test_job_of_a_killed_worker_runs_again_within_seconds(store, crew):
     print(f"from kill to re-run: median {sorted(took)[5]:.2f} s, longest {max(took):.2f} s")
 
 
-def test_lease_decides_where_listing_the_clients_is_not_allowed_R5(store, redis_server, crew, tmp_path, monkeypatch):
-    store.redis.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", "-client|list")
+def test_lease_decides_where_listing_the_clients_is_not_allowed_R5(
+    store, redis_server, crew, tmp_path, monkeypatch
+):
+    store.redis.execute_command(
+        "ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", "-client|list"
+    )
     monkeypatch.setattr(redis_server, "url", f"unix://limited:pw@{redis_server.path}")
     monkeypatch.setattr(worker, "LEASE_S", 1.5)
     monkeypatch.setattr(worker, "RENEW_S", 0.3)
-    env = {"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "STATE_DIR": str(tmp_path / "state")}
-    living = worker.Worker(config.load(environ=env, root=tmp_path), "living", types.SimpleNamespace(asked=False))
+    env = {
+        "WEBHOOK_SECRET": SECRET,
+        "REDIS_URL": redis_server.url,
+        "STATE_DIR": str(tmp_path / "state"),
+    }
+    living = worker.Worker(
+        config.load(environ=env, root=tmp_path), "living", types.SimpleNamespace(asked=False)
+    )
     minder = worker.Minder(living)
     faulthandler.cancel_dump_traceback_later()
-    until(lambda: store.gone(set()) == set() and minder.store.gone(set()) is None, what="allowed to us, not to them")
+    until(
+        lambda: store.gone(set()) == set() and minder.store.gone(set()) is None,
+        what="allowed to us, not to them",
+    )
     (own,) = accepted(store)
     assert [lease.delivery.id for lease in living._lease(False)] == [own.id]
     (lost,), began, victim = accepted(store, body=b"wait"), time.monotonic(), crew()
     until(crew.starts)
     victim.end(signal.SIGKILL)
-    until(lambda: minder._tick(time.monotonic()) or store.audit()["ready"], what="the lease has run out")
+    until(
+        lambda: minder._tick(time.monotonic()) or store.audit()["ready"],
+        what="the lease has run out",
+    )
     assert time.monotonic() - began > 1.5
     (taken,) = living._lease(False)
     assert (taken.delivery.id, taken.deaths) == (lost.id, 1)
-    assert store.audit()["leased"] == 2 and store.metrics()["reclaimed:github"] == 1  # the living one kept its own
+    assert (
+        store.audit()["leased"] == 2 and store.metrics()["reclaimed:github"] == 1
+    )  # the living one kept its own
     store.redis.execute_command("ACL", "DELUSER", "limited")
     living.store.close(), minder.store.close()
 
 
 @pytest.mark.parametrize("meanwhile", ["leased by another", "buried and put back"])
-def test_worker_frozen_past_its_lease_changes_nothing_when_it_is_back_R5(store, other, crew, meanwhile):
+def test_worker_frozen_past_its_lease_changes_nothing_when_it_is_back_R5(
+    store, other, crew, meanwhile
+):
     program, (job,), ready = crew(), accepted(store, body=b"wait"), key("ready", "github")
     until(crew.starts)
     name = program.saw("process.start")[0]["worker"]
     program.process.send_signal(signal.SIGSTOP)
 
     def state():
-        leases = [(row["message_id"], row["consumer"]) for row in store.redis.xpending_range(ready, GROUP, "-", "+", 9)]
+        leases = [
+            (row["message_id"], row["consumer"])
+            for row in store.redis.xpending_range(ready, GROUP, "-", "+", 9)
+        ]
         return leases, store.audit(), store.redis.xrange(ready)
 
     assert other.reclaim(name, idle_s=LEASE_S) == []
-    store.redis.execute_command("XCLAIM", ready, GROUP, name, 0, state()[0][0][0], "IDLE", int(LEASE_S * 1000) + 1, "JUSTID")
+    store.redis.execute_command(
+        "XCLAIM", ready, GROUP, name, 0, state()[0][0][0], "IDLE", int(LEASE_S * 1000) + 1, "JUSTID"
+    )
     assert [row[1] for row in other.reclaim(name, idle_s=LEASE_S)] == [job.id]
     (held,) = other.lease(["github"], 1, 500)
     if meanwhile == "buried and put back":
@@ -276,34 +322,59 @@ def test_job_that_kills_three_workers_costs_no_job_beside_it_a_death_R9(store, c
     workers[0].process.wait(20)  # with five leases: the killer's, one before it, three after it
 
     def buried():
-        workers.extend(crew() for _ in range(2 - sum(program.process.poll() is None for program in workers)))
+        workers.extend(
+            crew() for _ in range(2 - sum(program.process.poll() is None for program in workers))
+        )
         return store.audit()["dead"]
 
     until(buried, 60)
     settled(store, 30, done=len(beside), dead=1, ready=0, leased=0)
-    assert [(job.id, job.reason, job.deaths) for job in dead(store)] == [(killer.id, "killed_worker", 3)]
+    assert [(job.id, job.reason, job.deaths) for job in dead(store)] == [
+        (killer.id, "killed_worker", 3)
+    ]
     starts = crew.starts()
     assert [start[1] for start in starts if start[0] == killer.id] == ["1", "2", "3"]
-    assert sorted(start[:2] for start in starts if start[0] != killer.id) == sorted([job.id, "1"] for job in beside)
-    charged = [line["deaths"] for program in workers for line in program.events("job.reclaim") if line["id"] != killer.id]
+    assert sorted(start[:2] for start in starts if start[0] != killer.id) == sorted(
+        [job.id, "1"] for job in beside
+    )
+    charged = [
+        line["deaths"]
+        for program in workers
+        for line in program.events("job.reclaim")
+        if line["id"] != killer.id
+    ]
     assert len(charged) >= 3 and not any(charged)
 
 
 def test_killed_redis_comes_back_and_everything_goes_on_R1(stack):
     stack.start()
-    with closing(Store(f"unix://{stack.folder}/v/redis.sock", "probe")) as store, hammer(stack.port) as codes:
+    with (
+        closing(Store(f"unix://{stack.folder}/v/redis.sock", "probe")) as store,
+        hammer(stack.port) as codes,
+    ):
         for _ in range(2):
             os.kill(pids(stack)["redis"], signal.SIGKILL)
             until(lambda: audit_of(store) is None, 10, "it is away")
             more(codes)
             done = until(lambda: audit_of(store), 20, "it answers again")["done"]
-            until(lambda done=done: Spool(stack.folder / "v/spool.db", 0).size()[0] == 0 and store.audit()["done"] > done + 100, 5)
+            until(
+                lambda done=done: (
+                    Spool(stack.folder / "v/spool.db", 0).size()[0] == 0
+                    and store.audit()["done"] > done + 100
+                ),
+                5,
+            )
             more(codes)
     assert Counter(codes) == {202: len(codes)}
     stack.settled(accepted=len(codes), done=len(codes))
     logs = {path.name: path.read_text() for path in (stack.folder / "v").glob("w*_0?.log")}
-    told = {name: (text.count('"redis.away"'), text.count('"redis.unreachable"') <= 2) for name, text in logs.items()}
-    assert told == dict.fromkeys(logs, (2, True)) and len(logs) == 4  # a line for each change of state, not for each attempt
+    told = {
+        name: (text.count('"redis.away"'), text.count('"redis.unreachable"') <= 2)
+        for name, text in logs.items()
+    }
+    assert (
+        told == dict.fromkeys(logs, (2, True)) and len(logs) == 4
+    )  # a line for each change of state, not for each attempt
 
 
 def cpu_s(program):
@@ -311,14 +382,18 @@ def cpu_s(program):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_redis_that_never_answers_stops_nobody_and_nobody_spins_R1_R7(serve, running, store, proxy, crew, tmp_path):
+def test_redis_that_never_answers_stops_nobody_and_nobody_spins_R1_R7(
+    serve, running, store, proxy, crew, tmp_path
+):
     def posted():
         begun = time.monotonic()
         assert ask(port, request(b"short"))[0] == GOOD and time.monotonic() - begun < 3
 
     def told():
         names = ("redis.unreachable", "redis.away", "redis.up", "spool.begin")
-        return [len(ingestion.events(name)) for name in names], [len(hand.events(name)) for name in names[1:3]]
+        return [len(ingestion.events(name)) for name in names], [
+            len(hand.events(name)) for name in names[1:3]
+        ]
 
     proxy.mute, page_port = True, free_port()
     hand, page = crew(redis=proxy), running("dashboard.py", redis=proxy, DASHBOARD_PORT=page_port)
@@ -344,12 +419,17 @@ def test_redis_that_never_answers_stops_nobody_and_nobody_spins_R1_R7(serve, run
     assert {program.process.poll() for program in three} == {None}
 
 
-def test_accept_whose_reply_was_lost_is_one_job_through_spool_and_drain_R6(short, proxy, store, tmp_path):
+def test_accept_whose_reply_was_lost_is_one_job_through_spool_and_drain_R6(
+    short, proxy, store, tmp_path
+):
     port, server = short(REDIS_URL=proxy.url)
     ids = []
     for n in range(20):
         until(lambda: server.intake.up)
-        proxy.mark, proxy.left = b"lost-%02d" % n, 2  # the reply to the sender's accept, then the reply to the drain
+        proxy.mark, proxy.left = (
+            b"lost-%02d" % n,
+            2,
+        )  # the reply to the sender's accept, then the reply to the drain
         line, _, body = ask(port, request(headers=signed(delivery_id=f"lost-{n:02}")))
         assert line == GOOD
         ids.append(json.loads(body)["id"])
@@ -357,7 +437,9 @@ def test_accept_whose_reply_was_lost_is_one_job_through_spool_and_drain_R6(short
     until(lambda: Spool(tmp_path / "spool.db", 0).size() == (0, 0))
     audit = store.audit()
     assert (audit["accepted"], audit["ready"], audit["gap"]) == (20, 20, 0)
-    assert sorted(values[b"id"].decode() for _, values in store.redis.xrange(key("ready", "github"))) == sorted(ids)
+    assert sorted(
+        values[b"id"].decode() for _, values in store.redis.xrange(key("ready", "github"))
+    ) == sorted(ids)
 
 
 def test_settle_whose_reply_was_lost_is_settled_once_R5(store, crew, proxy):
@@ -373,7 +455,9 @@ def test_settle_whose_reply_was_lost_is_settled_once_R5(store, crew, proxy):
         until(lambda n=n: proxy.lost == n + 1)
         settled(store, leased=0, ready=0, **wanted)
     until(lambda: store.metrics().get("refused_settles") == 20, what="each was asked for again")
-    assert len(crew.starts()) == 1 + 20 + 6 and store.orphans() == []  # nothing ran again but what was to be retried
+    assert (
+        len(crew.starts()) == 1 + 20 + 6 and store.orphans() == []
+    )  # nothing ran again but what was to be retried
 
 
 def test_thousand_posts_of_one_delivery_to_two_processes_make_one_job_R6(serve, store):
@@ -388,9 +472,13 @@ def test_thousand_posts_of_one_delivery_to_two_processes_make_one_job_R6(serve, 
         answers = [answer for answers in pool.map(client, range(16)) for answer in answers]
     assert Counter(line[9:12] for line, _, _ in answers) == {"202": 1, "200": 999}
     assert len({json.loads(body)["id"] for _, _, body in answers}) == 1
-    nameless = request(headers={name: value for name, value in signed().items() if name != "X-GitHub-Delivery"})
+    nameless = request(
+        headers={name: value for name, value in signed().items() if name != "X-GitHub-Delivery"}
+    )
     again = [ask(port, nameless) for port in ports * 20]
-    assert {line[9:12] for line, _, _ in again} == {"202"} and len({body for _, _, body in again}) == 40
+    assert {line[9:12] for line, _, _ in again} == {"202"} and len(
+        {body for _, _, body in again}
+    ) == 40
     audit = store.audit()
     assert (audit["accepted"], audit["ready"], audit["gap"]) == (41, 41, 0)
 
@@ -424,13 +512,19 @@ def test_supervisord_killed_three_times_leaves_nobody_and_the_ledger_as_it_was(s
 @pytest.mark.parametrize("has_room", [True, False], ids=["spool has room", "spool has none"])
 def test_full_disk_is_met_with_202_or_503_and_over_when_there_is_room_R1(stack, has_room):
     state = stack.folder / "v"
-    disk = state / "appendonlydir" if has_room else state  # only Redis' file on the small disk, or all
+    disk = (
+        state / "appendonlydir" if has_room else state
+    )  # only Redis' file on the small disk, or all
     state.mkdir(mode=0o700)
-    if has_room:  # Redis makes its file by renaming one into the folder, which another disk would not allow
+    if (
+        has_room
+    ):  # Redis makes its file by renaming one into the folder, which another disk would not allow
         Redis(state, "--appendonly", "yes").start().stop()
         (state / "appendonlydir").rename(stack.folder / "made")
         disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", disk], capture_output=True
+    ).returncode:
         pytest.skip("NOT TESTED: a full disk. To mount a small tmpfs is not allowed here")
     try:
         if has_room:
@@ -439,11 +533,19 @@ def test_full_disk_is_met_with_202_or_503_and_over_when_there_is_room_R1(stack, 
         with closing(store), hammer(stack.port) as codes:
             subprocess.run(["dd", "if=/dev/zero", f"of={disk}/fill", "bs=4k"], capture_output=True)
             died = {0, before["redis"]}
-            until(lambda: died.add(pids(stack)["redis"]) or len(died) > 5, 30, "Redis cannot write, and ends, again and again")
+            until(
+                lambda: died.add(pids(stack)["redis"]) or len(died) > 5,
+                30,
+                "Redis cannot write, and ends, again and again",
+            )
             more(codes)
             assert has_room or 503 in codes
             (disk / "fill").unlink()
-            until(lambda: audit_of(store) and is_ready(stack.port) and set(codes[-50:]) == {202}, 10, "normal by itself")
+            until(
+                lambda: audit_of(store) and is_ready(stack.port) and set(codes[-50:]) == {202},
+                10,
+                "normal by itself",
+            )
         assert set(codes) == ({202} if has_room else {202, 503})
         until(lambda: Spool(state / "spool.db", 0).size()[0] == 0, 10)
         found = stack.settled()

@@ -7,7 +7,16 @@ import pytest
 from conftest import delivery
 
 import hookq
-from hookq.handlers import BadHandler, NotJson, TimeLimit, find_handler, parse_body, place_of, run, watch_time
+from hookq.handlers import (
+    BadHandler,
+    NotJson,
+    TimeLimit,
+    find_handler,
+    parse_body,
+    place_of,
+    run,
+    watch_time,
+)
 
 
 def test_handler_is_found_in_a_file_and_in_a_module(tmp_path):
@@ -21,7 +30,10 @@ def test_two_files_of_one_name_are_two_modules(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "handlers.py").write_text(f"def f(_):\n    return {name!r}\n")
-    assert [find_handler("handlers.py:f", tmp_path / name)(None) for name in ("a", "b")] == ["a", "b"]
+    assert [find_handler("handlers.py:f", tmp_path / name)(None) for name in ("a", "b")] == [
+        "a",
+        "b",
+    ]
     assert hookq.handlers.find_handler is find_handler
 
 
@@ -30,7 +42,11 @@ def test_two_files_of_one_name_are_two_modules(tmp_path):
     [
         (None, "gone.py:f", "there is no file"),
         ("def f(:\n", "h.py:f", "h.py line 1: invalid syntax"),
-        ("\n\nimport nosuch_module\n", "h.py:f", "h.py line 3: ModuleNotFoundError: No module named 'nosuch_module'"),
+        (
+            "\n\nimport nosuch_module\n",
+            "h.py:f",
+            "h.py line 3: ModuleNotFoundError: No module named 'nosuch_module'",
+        ),
         ("raise SystemExit(3)\n", "h.py:f", "h.py line 1: SystemExit: 3"),
         ("x = 1\n", "h.py:f", "h.py has no function f."),
         ("async def f(delivery): pass\n", "h.py:f", "f is async or a generator"),
@@ -51,7 +67,9 @@ def test_handler_that_cannot_be_loaded_gets_a_sentence_with_its_line(tmp_path, t
     assert said in str(refused.value) and str(refused.value).endswith(".")
 
 
-@pytest.mark.parametrize("kind", ["", "application/json", "application/vnd.x+json; charset=utf-8", "TEXT/JSON"])
+@pytest.mark.parametrize(
+    "kind", ["", "application/json", "application/vnd.x+json; charset=utf-8", "TEXT/JSON"]
+)
 def test_body_of_json_type_that_does_not_parse_is_not_json(kind):
     head = f"Content-Type: {kind}\r\n".encode() if kind else b""
     parse_body(delivery(head=head, body=b"[]"))
@@ -77,7 +95,9 @@ def computing():
     return all(n == 0 for n in iter(int, 1))
 
 
-@pytest.mark.parametrize("work", [lambda: time.sleep(5), computing, swallowing], ids=["waits", "computes", "swallows"])
+@pytest.mark.parametrize(
+    "work", [lambda: time.sleep(5), computing, swallowing], ids=["waits", "computes", "swallows"]
+)
 def test_time_limit_stops_a_handler_in_python(work):
     watch_time()
     started = time.monotonic()
@@ -102,7 +122,9 @@ def test_time_limit_is_that_of_the_handler_which_runs_whatever_ran_before():
     assert isinstance(run(lambda _: time.sleep(5), delivery(), 0.05), TimeLimit)
     assert time.monotonic() - started < 3
     assert run(lambda _: None, delivery(), 0.05) is None
-    assert run(lambda _: time.sleep(0.2), delivery(), 30) is None  # the timer of the one before fires meanwhile
+    assert (
+        run(lambda _: time.sleep(0.2), delivery(), 30) is None
+    )  # the timer of the one before fires meanwhile
 
 
 def test_time_limit_holds_after_a_handler_took_the_timer_for_itself():

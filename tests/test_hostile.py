@@ -1,5 +1,5 @@
-"""Hostile HTTP: the corpus fed whole, byte by byte, and glued to a good request; against h11; mutated. Never two requests
-out of one, never one that h11 refuses, and always an answer.
+"""Hostile HTTP: the corpus fed whole, byte by byte, and glued to a good request; against h11;
+mutated. Never two requests out of one, never one that h11 refuses, and always an answer.
 
 HOSTILE=100000 makes that many mutated requests (in `make test` 20,000).
 """
@@ -20,7 +20,11 @@ from hookq import wire
 
 serve = test_webhookd.serve
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) [A-Za-z -]+\r\n")
-ROWS = pytest.mark.parametrize(("section", "what", "data", "code"), CORPUS, ids=[f"{n}-{row[1]}" for n, row in enumerate(CORPUS)])
+ROWS = pytest.mark.parametrize(
+    ("section", "what", "data", "code"),
+    CORPUS,
+    ids=[f"{n}-{row[1]}" for n, row in enumerate(CORPUS)],
+)
 MUTATIONS = int(os.environ.get("HOSTILE", "20000"))
 
 
@@ -51,7 +55,9 @@ def port(programs):
 
 
 def answers(port, data, *, slowly=False):
-    """Return the codes that come back, to the end of the connection; the sender says that no more is coming."""
+    """Return the codes that come back, to the end of the connection; the sender says that no more
+    is coming.
+    """
     with Client(port) as client:
         client.sock.settimeout(5)
         try:
@@ -69,7 +75,9 @@ def answers(port, data, *, slowly=False):
 
 def test_corpus_is_as_large_and_as_well_cited_as_it_says():
     assert len(CORPUS) >= 150 and len({data for _, _, data, _ in CORPUS}) == len(CORPUS)
-    assert all(re.fullmatch(r"(9110|9112|9113|6585) \d+(\.\d+)*", section) for section, *_ in CORPUS)
+    assert all(
+        re.fullmatch(r"(9110|9112|9113|6585) \d+(\.\d+)*", section) for section, *_ in CORPUS
+    )
     assert sum(code >= 400 for *_, code in CORPUS) >= 120
 
 
@@ -82,14 +90,18 @@ def test_request_gets_the_answer_of_the_corpus(port, section, what, data, code):
 
 
 @ROWS
-def test_request_glued_to_a_good_one_harms_it_not_and_is_answered_after_it(port, section, what, data, code):
+def test_request_glued_to_a_good_one_harms_it_not_and_is_answered_after_it(
+    port, section, what, data, code
+):
     codes, found = answers(port, request() + data)
     assert codes[0] == 202 and codes[1] == code, (section, what, found)
     assert len(codes) == 2 or code < 400
 
 
 @pytest.mark.parametrize(
-    ("section", "what", "data", "code"), [row for row in FRAMING if NEXT in row[2]], ids=[row[1] for row in FRAMING if NEXT in row[2]]
+    ("section", "what", "data", "code"),
+    [row for row in FRAMING if NEXT in row[2]],
+    ids=[row[1] for row in FRAMING if NEXT in row[2]],
 )
 def test_nothing_within_a_request_is_taken_for_another(port, section, what, data, code):
     codes, _ = answers(port, data)
@@ -98,11 +110,15 @@ def test_nothing_within_a_request_is_taken_for_another(port, section, what, data
 
 @ROWS
 def test_page_refuses_what_ingestion_refuses(programs, section, what, data, code):
-    """The page reads heads by the same parser: what is malformed is refused there too, before the login is asked for."""
+    """The page reads heads by the same parser: what is malformed is refused there too, before the
+    login is asked for.
+    """
     codes, _ = answers(programs["dashboard.py"], data)
     # Its own limits and paths differ: a form of 16 KiB, other pages, no source.
     malformed = code in (400, 414, 417, 431, 501, 505)
-    assert len(codes) == 1 and (codes[0] == code if malformed else codes[0] in (200, 303, 401, 404, 405, 411, 413, 421)), (
+    assert len(codes) == 1 and (
+        codes[0] == code if malformed else codes[0] in (200, 303, 401, 404, 405, 411, 413, 421)
+    ), (
         section,
         what,
         codes,
@@ -110,7 +126,9 @@ def test_page_refuses_what_ingestion_refuses(programs, section, what, data, code
 
 
 def by_h11(data):
-    """Return (method, target, length of the body) of the first request as h11 reads it, None if it refuses or wants more."""
+    """Return (method, target, length of the body) of the first request as h11 reads it, None if it
+    refuses or wants more.
+    """
     peer = h11.Connection(h11.SERVER)
     try:
         peer.receive_data(data)
@@ -129,13 +147,19 @@ def by_us(data):
     try:
         end = wire.head_end(data)
         found = wire.parse_head(data[:end]) if end > 0 else None
-        return (found.method.encode(), found.length or 0, end) if found and len(data) >= end + (found.length or 0) else None
+        return (
+            (found.method.encode(), found.length or 0, end)
+            if found and len(data) >= end + (found.length or 0)
+            else None
+        )
     except wire.BadRequest:
         return None
 
 
 def mutated(dice):
-    """Return a request with a few bytes changed, doubled, cut or swapped for those that parsers stumble over."""
+    """Return a request with a few bytes changed, doubled, cut or swapped for those that parsers
+    stumble over.
+    """
     data = bytearray(dice.choice([request(), *(row[2] for row in CORPUS if len(row[2]) < 2000)]))
     for _ in range(dice.randrange(1, 5)):
         at = dice.randrange(len(data) + 1)
@@ -144,7 +168,17 @@ def mutated(dice):
             data[at] = dice.choice(b"\r\n\t :,;\x00\x0b\x7f\xff0159GPH_-")
         elif what == 1:
             data[at:at] = dice.choice(
-                [b"\r\n", b"\n", b"\r", b" ", b"\t", b"0", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"\r\n\r\n"]
+                [
+                    b"\r\n",
+                    b"\n",
+                    b"\r",
+                    b" ",
+                    b"\t",
+                    b"0",
+                    b"Content-Length: 5\r\n",
+                    b"Transfer-Encoding: chunked\r\n",
+                    b"\r\n\r\n",
+                ]
             )
         elif what == 2:
             del data[at : at + dice.randrange(1, 4)]
@@ -170,7 +204,10 @@ def test_mutated_requests_are_all_answered_once_and_ingestion_lives(serve):
         data = mutated(dice)
         codes, found = answers(port, data)
         ours = by_us(data)
-        assert all(code in {200, 202, 400, 401, 404, 405, 411, 413, 414, 417, 431, 501, 503, 505} for code in codes), (data, found)
+        assert all(
+            code in {200, 202, 400, 401, 404, 405, 411, 413, 414, 417, 431, 501, 503, 505}
+            for code in codes
+        ), (data, found)
         assert codes or not ours, data
         assert len(codes) <= 1 + data.count(b"HTTP/"), (data, found)
     assert ask(port, request())[0].startswith("HTTP/1.1 202") and program.process.poll() is None

@@ -1,4 +1,6 @@
-"""The table of moves holds: every verb from every state, tried on a real Redis; and what a job and a delivery are."""
+"""The table of moves holds: every verb from every state, tried on a real Redis; and what a job and
+a delivery are.
+"""
 
 import pytest
 from conftest import NOW, accepted, act, delivery
@@ -108,7 +110,15 @@ def test_json_reads_what_senders_send(head, body, parsed):
 
 @pytest.mark.parametrize(
     ("head", "body"),
-    [(b"", b""), (b"", b"{"), (b"", b"\xff"), (FORM, b"payload=no"), (FORM, b"\xff"), (FORM, b"no"), (FORM, b"&".join([b"a=1"] * 2000))],
+    [
+        (b"", b""),
+        (b"", b"{"),
+        (b"", b"\xff"),
+        (FORM, b"payload=no"),
+        (FORM, b"\xff"),
+        (FORM, b"no"),
+        (FORM, b"&".join([b"a=1"] * 2000)),
+    ],
 )
 def test_json_of_anything_else_is_a_value_error(head, body):
     with pytest.raises(ValueError):

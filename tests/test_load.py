@@ -1,7 +1,8 @@
-"""Load: many slow, idle and large senders at once. Good traffic is answered, memory stays within the limits, and the
-surplus is told so.
+"""Load: many slow, idle and large senders at once. Good traffic is answered, memory stays within
+the limits, and the surplus is told so.
 
-FIRE=1 makes 1,000 slow connections, 2,000 connects, 2,000 bodies of 1 MB and 50 of 25 MB; without it a fifth of each.
+FIRE=1 makes 1,000 slow connections, 2,000 connects, 2,000 bodies of 1 MB and 50 of 25 MB; without
+it a fifth of each.
 """
 
 import os
@@ -35,7 +36,10 @@ def files():
 
 def memory_mb(program, name="VmHWM"):
     """Return the most that the process ever held (VmHWM), or what it holds now (VmRSS)."""
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{program.process.pid}/status").read_text().splitlines())
+    lines = dict(
+        line.split(":", 1)
+        for line in Path(f"/proc/{program.process.pid}/status").read_text().splitlines()
+    )
     return int(lines[name].split()[0]) / 1024
 
 
@@ -64,7 +68,11 @@ class Sender:
 
     @property
     def code(self):
-        return self.answer[9:12].decode() if self.answer.startswith(b"HTTP/1.1 ") else self.answer.decode("latin-1")[:60] or "nothing"
+        return (
+            self.answer[9:12].decode()
+            if self.answer.startswith(b"HTTP/1.1 ")
+            else self.answer.decode("latin-1")[:60] or "nothing"
+        )
 
 
 def all_answered(senders, limit_s=60):
@@ -99,7 +107,10 @@ def test_slow_and_idle_connections_delay_no_good_traffic_and_are_ended_R7(serve)
     program, port = serve()
     before, began = memory_mb(program), time.monotonic()
     with ExitStack() as stack:
-        crowd = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 10)) for _ in range(1000 // MANY)]
+        crowd = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+            for _ in range(1000 // MANY)
+        ]
         slow, data = crowd[::2], request()
         with hammer(port) as codes:
             for byte in range(40):
@@ -125,10 +136,14 @@ def test_burst_of_connects_is_answered_to_the_last(serve):
     print(f"{2000 // MANY} connects answered in {time.monotonic() - began:.1f} s")
 
 
-@pytest.mark.parametrize(("size", "count"), [(MB, 2000 // MANY), (25 * MB, 50 // MANY)], ids=["1 MB", "25 MB"])
+@pytest.mark.parametrize(
+    ("size", "count"), [(MB, 2000 // MANY), (25 * MB, 50 // MANY)], ids=["1 MB", "25 MB"]
+)
 def test_large_bodies_at_once_stay_within_max_held_and_the_surplus_is_told(serve, size, count):
     program, port = serve(MAX_HELD=f"{256 // MANY}mb", MAX_BODY="25mb")
-    requests = [large(size, n) for n in range(count)]  # before anybody connects: whoever says nothing for a second may go
+    requests = [
+        large(size, n) for n in range(count)
+    ]  # before anybody connects: whoever says nothing for a second may go
     with hammer(port) as codes:
         found = all_answered([Sender(port, *parts) for parts in requests], 120)
         more(codes, 10)
@@ -137,4 +152,6 @@ def test_large_bodies_at_once_stay_within_max_held_and_the_surplus_is_told(serve
     held = memory_mb(program)
     assert held < 60 + 1.5 * 256 / MANY
     until(lambda: ask(port, request())[0] == GOOD)
-    print(f"{count} of {size // MB} MB: {dict(found)}, good traffic {len(codes)} times 202, at most {held:.0f} MB")
+    print(
+        f"{count} of {size // MB} MB: {dict(found)}, good traffic {len(codes)} times 202, at most {held:.0f} MB"
+    )

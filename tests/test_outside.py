@@ -1,4 +1,6 @@
-"""Handlers outside Python: a URL and a command, with real servers, certificates and processes; and jobs beside the main thread."""
+"""Handlers outside Python: a URL and a command, with real servers, certificates and processes; and
+jobs beside the main thread.
+"""
 
 import http.server
 import signal
@@ -98,11 +100,18 @@ def test_target_gets_the_raw_body_the_senders_headers_our_id_and_a_signature_tha
     assert error is None and facts == {"answer": {"status": 200, "body": "thanks"}}
     path, headers, body, _ = server.seen[0]
     assert (path, body, headers.get_all("X-Dup")) == ("/hooks?a=b", BODY, ["a", "b"])
-    assert headers["X-GitHub-Event"] == "push" and headers["Host"].startswith("localhost:") and headers["Connection"] is None
+    assert (
+        headers["X-GitHub-Event"] == "push"
+        and headers["Host"].startswith("localhost:")
+        and headers["Connection"] is None
+    )
     assert (headers["webhook-id"], headers["webhookd-attempt"]) == (job.id, "2")
     fields = {name.lower(): value for name, value in headers.items()}
     scheme = replace(SCHEMES["standard-webhooks"], key="text")
-    assert verify(Signer("s", scheme, (KEY,)), fields, b"", body, time.time(), "x").delivery_id == job.id
+    assert (
+        verify(Signer("s", scheme, (KEY,)), fields, b"", body, time.time(), "x").delivery_id
+        == job.id
+    )
 
 
 def test_connection_is_kept_and_made_anew_when_the_target_has_closed_it(served):
@@ -137,7 +146,10 @@ def late(h):
 
 
 def test_answer_that_ends_with_its_connection_is_read_to_the_end(served):
-    assert target(served(late).url).run(made(), 5) == (None, {"answer": {"status": 200, "body": "ok"}})
+    assert target(served(late).url).run(made(), 5) == (
+        None,
+        {"answer": {"status": 200, "body": "ok"}},
+    )
 
 
 def test_what_is_said_out_of_turn_is_no_answer_to_the_next_job(served):
@@ -174,7 +186,9 @@ def test_secret_that_is_no_base64_after_whsec_signs_as_it_is(served):
     server = served(lambda h: h.say(200))
     one = Target(server.url, b"whsec_not base64!", {}, private=True, first_byte_s=5)
     targets.append(one)
-    assert one.run(made(), 5)[0] is None and server.seen[0][1]["webhook-signature"].startswith("v1,")
+    assert one.run(made(), 5)[0] is None and server.seen[0][1]["webhook-signature"].startswith(
+        "v1,"
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,12 +247,18 @@ def cut(h):
         (lambda h: time.sleep(3), Failed, "had not begun to answer in time"),
         (drip, TimeLimit, "had not answered in full within timeout_s"),
         (cut, Failed, "did not speak HTTP to the end: IncompleteRead"),
-        (lambda h: h.wfile.write(b"nonsense\r\n\r\n"), Failed, "did not speak HTTP to the end: BadStatusLine"),
+        (
+            lambda h: h.wfile.write(b"nonsense\r\n\r\n"),
+            Failed,
+            "did not speak HTTP to the end: BadStatusLine",
+        ),
         (lambda h: h.connection.shutdown(2), Failed, ""),
     ],
     ids=["never answers", "drips", "closes in the middle", "nonsense", "closes"],
 )
-def test_bad_target_costs_no_more_than_its_time_and_is_told_in_a_sentence_R7(served, reply, kind, said):
+def test_bad_target_costs_no_more_than_its_time_and_is_told_in_a_sentence_R7(
+    served, reply, kind, said
+):
     server, began = served(reply), time.monotonic()
     error, _ = target(server.url, first_byte_s=0.5).run(made(), 1.0)
     assert isinstance(error, kind) and said in str(error), error
@@ -265,7 +285,10 @@ def test_target_that_answers_for_ever_is_cut_off_and_its_status_counts(served):
 
 @pytest.mark.parametrize(
     ("url", "said"),
-    [("http://127.0.0.1:1/", "cannot be reached: Connection refused"), ("http://nowhere.invalid/", "nowhere.invalid cannot be resolved")],
+    [
+        ("http://127.0.0.1:1/", "cannot be reached: Connection refused"),
+        ("http://nowhere.invalid/", "nowhere.invalid cannot be resolved"),
+    ],
 )
 def test_target_that_is_not_there_is_retried(url, said):
     error, facts = target(url).run(made(), 3)
@@ -275,37 +298,87 @@ def test_target_that_is_not_there_is_retried(url, said):
 def test_certificates_are_verified(served, tmp_path, monkeypatch):
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    subprocess.run([*command, "-keyout", key, "-out", cert, *names], check=True, capture_output=True)
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
+    subprocess.run(
+        [*command, "-keyout", key, "-out", cert, *names], check=True, capture_output=True
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     server = served(lambda h: h.say(200), context)
     error, _ = target(server.url).run(made(), 5)
-    assert isinstance(error, Failed) and "the certificate of localhost" in str(error) and not server.seen
+    assert (
+        isinstance(error, Failed)
+        and "the certificate of localhost" in str(error)
+        and not server.seen
+    )
     monkeypatch.setenv("SSL_CERT_FILE", str(cert))
     assert target(server.url).run(made(), 5)[0] is None
-    assert "certificate" in str(target(server.url.replace("localhost", "127.0.0.1")).run(made(), 5)[0])
+    assert "certificate" in str(
+        target(server.url.replace("localhost", "127.0.0.1")).run(made(), 5)[0]
+    )
 
 
 def test_private_addresses_are_for_sources_that_say_so(served):
     server = served(lambda h: h.say(200))
     error, _ = target(server.url, private=False).run(made(), 5)
-    assert isinstance(error, Failed) and "is not public; allow_private = true" in str(error) and not server.seen
+    assert (
+        isinstance(error, Failed)
+        and "is not public; allow_private = true" in str(error)
+        and not server.seen
+    )
 
 
 @pytest.mark.parametrize(
     "address",
     [
-        *("127.0.0.1", "10.0.0.1", "172.16.3.4", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255"),
-        *("168.63.129.16", "192.0.0.192", "64:ff9b:1::7f00:1", "::127.0.0.1", "::ffff:0:127.0.0.1", "fec0::1", "3fff::1"),
-        *("::1", "::", "fe80::1%eth0", "fd00:ec2::254", "::ffff:127.0.0.1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "ff02::1"),
+        *(
+            "127.0.0.1",
+            "10.0.0.1",
+            "172.16.3.4",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+        ),
+        *(
+            "168.63.129.16",
+            "192.0.0.192",
+            "64:ff9b:1::7f00:1",
+            "::127.0.0.1",
+            "::ffff:0:127.0.0.1",
+            "fec0::1",
+            "3fff::1",
+        ),
+        *(
+            "::1",
+            "::",
+            "fe80::1%eth0",
+            "fd00:ec2::254",
+            "::ffff:127.0.0.1",
+            "64:ff9b::a9fe:a9fe",
+            "2002:7f00:1::",
+            "ff02::1",
+        ),
     ],
 )
 def test_address_that_is_not_of_the_public_internet_is_known(address):
     assert not is_public(address)
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "64:ff9b::5db8:d822"])
+@pytest.mark.parametrize(
+    "address", ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "64:ff9b::5db8:d822"]
+)
 def test_public_address_is_known(address):
     assert is_public(address)
 
@@ -348,7 +421,12 @@ def test_command_gets_the_body_facts_in_the_environment_and_no_secret(tmp_path, 
     assert command.run(job, 5) == (None, {"output": "said\n"})
     assert (tmp_path / "body").read_bytes() == BODY and (tmp_path / "arg").read_text() == "an arg\n"
     env = (tmp_path / "env").read_text()
-    assert SECRET not in env and f"WEBHOOKD_ID={job.id}\n" in env and "WEBHOOKD_ATTEMPT=2\n" in env and "WEBHOOKD_EVENT_TYPE=push\n" in env
+    assert (
+        SECRET not in env
+        and f"WEBHOOKD_ID={job.id}\n" in env
+        and "WEBHOOKD_ATTEMPT=2\n" in env
+        and "WEBHOOKD_EVENT_TYPE=push\n" in env
+    )
 
 
 @pytest.mark.parametrize(
@@ -381,8 +459,14 @@ def test_command_that_closes_its_output_still_gets_all_of_a_large_body(tmp_path)
 
 def test_command_over_its_time_is_killed_with_all_that_it_started_R7(tmp_path):
     began = time.monotonic()
-    error, facts = script(tmp_path, "sleep 77.7 & echo $! > child; echo begun; sleep 60").run(made(), 0.5)
-    assert isinstance(error, TimeLimit) and facts == {"output": "begun\n"} and time.monotonic() - began < 5
+    error, facts = script(tmp_path, "sleep 77.7 & echo $! > child; echo begun; sleep 60").run(
+        made(), 0.5
+    )
+    assert (
+        isinstance(error, TimeLimit)
+        and facts == {"output": "begun\n"}
+        and time.monotonic() - began < 5
+    )
     child = int((tmp_path / "child").read_text())
     until(lambda: gone(child), what="the child is gone")
 
@@ -417,18 +501,38 @@ def test_event_types_are_worked_on_by_the_first_rule_that_fits(store, running, s
     (tmp_path / "h.py").write_text(
         "import pathlib\ndef handle(d):\n    pathlib.Path(__file__).with_name('ran').write_text(d.delivery_id)\n"
     )
-    rules = [("pull_request*", f'"{server.url}"'), ("deploy", '["./run.sh"]'), ("ping", '"ignore"'), ("*review", '"h.py:no"')]
+    rules = [
+        ("pull_request*", f'"{server.url}"'),
+        ("deploy", '["./run.sh"]'),
+        ("ping", '"ignore"'),
+        ("*review", '"h.py:no"'),
+    ]
     (tmp_path / "h.py").write_text((tmp_path / "h.py").read_text() + "def no(d):\n    1 / 0\n")
-    on = "".join(f'[[sources.github.on]]\nevent = "{event}"\nhandler = {handler}\n' for event, handler in rules)
-    (tmp_path / "webhooks.toml").write_text(TOML + 'handler = "h.py:handle"\nallow_private = true\n' + on)
+    on = "".join(
+        f'[[sources.github.on]]\nevent = "{event}"\nhandler = {handler}\n'
+        for event, handler in rules
+    )
+    (tmp_path / "webhooks.toml").write_text(
+        TOML + 'handler = "h.py:handle"\nallow_private = true\n' + on
+    )
     running("worker.py")
     kinds = ["pull_request", "pull_request_review", "deploy", "ping", "other"]
     jobs = [delivery(delivery_id=kind)._replace(event_type=kind) for kind in kinds]
     store.accept([(job, 60) for job in jobs])
     settled(store, done=5)
-    assert sorted(headers["webhook-id"] for _, headers, *_ in server.seen) == [jobs[0].id, jobs[1].id]
-    assert (tmp_path / "started").read_text() == "deploy\n" and (tmp_path / "ran").read_text() == "other"
-    told = {job.event_type: next(event for _, event in store.events(job.id) if event["event"] == "job.complete") for job in jobs}
+    assert sorted(headers["webhook-id"] for _, headers, *_ in server.seen) == [
+        jobs[0].id,
+        jobs[1].id,
+    ]
+    assert (tmp_path / "started").read_text() == "deploy\n" and (
+        tmp_path / "ran"
+    ).read_text() == "other"
+    told = {
+        job.event_type: next(
+            event for _, event in store.events(job.id) if event["event"] == "job.complete"
+        )
+        for job in jobs
+    }
     assert told["ping"]["ignored"] and told["pull_request"]["answer"]["status"] == 200
 
 
@@ -446,14 +550,18 @@ def test_no_more_run_at_once_than_the_source_lets(store, running, served, tmp_pa
         h.say(200)
 
     server = served(reply)
-    (tmp_path / "webhooks.toml").write_text(TOML + f'handler = "{server.url}"\nallow_private = true\nconcurrency = {concurrency}\n')
+    (tmp_path / "webhooks.toml").write_text(
+        TOML + f'handler = "{server.url}"\nallow_private = true\nconcurrency = {concurrency}\n'
+    )
     running("worker.py")
     accepted(store, 60)
     settled(store, done=60)
     assert most[0] == concurrency if concurrency == 1 else 10 <= most[0] <= concurrency
 
 
-def test_killed_worker_costs_the_jobs_beside_it_no_death_and_they_run_again_R9(store, running, tmp_path):
+def test_killed_worker_costs_the_jobs_beside_it_no_death_and_they_run_again_R9(
+    store, running, tmp_path
+):
     script(tmp_path, 'echo "$WEBHOOKD_ID $$" >> starts; [ -e go ] || sleep 60')
     (tmp_path / "webhooks.toml").write_text(TOML + 'handler = ["./run.sh"]\nconcurrency = 4\n')
     first = running("worker.py")
@@ -466,7 +574,9 @@ def test_killed_worker_costs_the_jobs_beside_it_no_death_and_they_run_again_R9(s
     (tmp_path / "go").touch()
     second = running("worker.py")
     settled(store, done=4, ready=0, leased=0)
-    assert sorted(line.split()[0] for line in starts.read_text().splitlines()) == sorted([job.id for job in made] * 2)
+    assert sorted(line.split()[0] for line in starts.read_text().splitlines()) == sorted(
+        [job.id for job in made] * 2
+    )
     assert {line["deaths"] for line in second.events("job.reclaim")} == {0}
 
 
@@ -483,20 +593,29 @@ def test_stop_waits_for_what_runs_beside_and_settles_it(store, running, tmp_path
 
 def test_failures_outside_are_told_to_the_operator_in_a_sentence(store, running, served, tmp_path):
     server = served(lambda h: h.say(418, b"I am a teapot"))
-    (tmp_path / "webhooks.toml").write_text(TOML + f'handler = "{server.url}"\nallow_private = true\n')
+    (tmp_path / "webhooks.toml").write_text(
+        TOML + f'handler = "{server.url}"\nallow_private = true\n'
+    )
     running("worker.py")
     accepted(store)
     settled(store, dead=1)
     (letter,) = dead(store)
-    assert (letter.reason, letter.cause) == ("gave_up", "answered 418") and "answered 418" in letter.facts["error"]
+    assert (letter.reason, letter.cause) == (
+        "gave_up",
+        "answered 418",
+    ) and "answered 418" in letter.facts["error"]
     assert letter.facts["answer"] == {"status": 418, "body": "I am a teapot"}
 
 
 # ---------------- bad handlers in Python
 
 
-def test_handler_that_eats_memory_costs_an_attempt_and_its_worker_starts_anew(store, running, tmp_path):
-    (tmp_path / "h.py").write_text("def handle(d):\n    if d.body == b'eat':\n        bytearray(1 << 30)\n")
+def test_handler_that_eats_memory_costs_an_attempt_and_its_worker_starts_anew(
+    store, running, tmp_path
+):
+    (tmp_path / "h.py").write_text(
+        "def handle(d):\n    if d.body == b'eat':\n        bytearray(1 << 30)\n"
+    )
     (tmp_path / "webhooks.toml").write_text(TOML + 'handler = "h.py:handle"\n')
     program = running("worker.py", WORKER_MEMORY="300mb")
     accepted(store, body=b"eat")
@@ -509,13 +628,17 @@ def test_handler_that_eats_memory_costs_an_attempt_and_its_worker_starts_anew(st
 
 
 def test_handler_that_forks_settles_its_job_once(store, running, tmp_path):
-    (tmp_path / "h.py").write_text("import os\ndef handle(d):\n    print('x' * 100)\n    os.fork()\n    return ['nonsense']\n")
+    (tmp_path / "h.py").write_text(
+        "import os\ndef handle(d):\n    print('x' * 100)\n    os.fork()\n    return ['nonsense']\n"
+    )
     (tmp_path / "webhooks.toml").write_text(TOML + 'handler = "h.py:handle"\n')
     program = running("worker.py")
     accepted(store, 20)
     settled(store, done=20)
     assert store.metrics().get("refused_settles", 0) == 0 and "Traceback" not in program.text
-    children = subprocess.run(["ps", "--ppid", str(program.process.pid), "-o", "stat="], capture_output=True, text=True).stdout.split()
+    children = subprocess.run(
+        ["ps", "--ppid", str(program.process.pid), "-o", "stat="], capture_output=True, text=True
+    ).stdout.split()
     assert all(state.startswith("Z") for state in children)
 
 

@@ -1,7 +1,9 @@
-"""Power loss: what is on disk at random moments of a recorded run holds everything that had been acknowledged by then.
+"""Power loss: what is on disk at random moments of a recorded run holds everything that had been
+acknowledged by then.
 
-The run is real: ingestion takes deliveries from four clients while Redis freezes, so that the spool takes some and is
-drained; a worker finishes some, retries some and buries some. strace notes each write and each sync.
+The run is real: ingestion takes deliveries from four clients while Redis freezes, so that the spool
+takes some and is drained; a worker finishes some, retries some and buries some. strace notes each
+write and each sync.
 
 FIRE=1 looks at 1,000 moments and cuts at every byte; without it at some of each.
 """
@@ -49,7 +51,9 @@ SOURCE = '[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\
 
 
 class Recorded:
-    """One run: `acked` is (unix seconds, delivery id, body) of each 202, `disk` what was written when."""
+    """One run: `acked` is (unix seconds, delivery id, body) of each 202, `disk` what was written
+    when.
+    """
 
     def __init__(self, folder):
         self.folder, self.acked, self.port = folder, [], free_port()
@@ -80,14 +84,29 @@ class Recorded:
         until(lambda: len(self.acked) >= enough, 60)
 
     def record(self):
-        server = Redis(self.folder / "redis", "--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0")
-        env = {"WEBHOOK_SECRET": SECRET, "REDIS_URL": server.url, "STATE_DIR": f"{self.folder}/state", "PORT": str(self.port)}
+        server = Redis(
+            self.folder / "redis",
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "always",
+            "--auto-aof-rewrite-percentage",
+            "0",
+        )
+        env = {
+            "WEBHOOK_SECRET": SECRET,
+            "REDIS_URL": server.url,
+            "STATE_DIR": f"{self.folder}/state",
+            "PORT": str(self.port),
+        }
         env["WEBHOOKS_FILE"] = f"{self.folder}/w.toml"
         clients = [threading.Thread(target=self.client) for _ in range(4)]
         before = self.spool.read_bytes()
         with ExitStack() as stack:
             stack.callback(server.start().stop)
-            ingest, worker = (Program(self.folder, name, env=env) for name in ("webhookd.py", "worker.py"))
+            ingest, worker = (
+                Program(self.folder, name, env=env) for name in ("webhookd.py", "worker.py")
+            )
             stack.callback(ingest.end)
             stack.callback(worker.end)
             until(lambda: is_ready(self.port))
@@ -100,10 +119,16 @@ class Recorded:
                 self.began = time.time()
                 for _ in range(2):
                     self.more(150)
-                    server.process.send_signal(signal.SIGSTOP)  # it answers nobody: the spool takes over
+                    server.process.send_signal(
+                        signal.SIGSTOP
+                    )  # it answers nobody: the spool takes over
                     self.more(60)
                     server.process.send_signal(signal.SIGCONT)
-                    until(lambda: "spool.end" in ingest.text.rpartition("spool.begin")[2], 30, "it is drained")
+                    until(
+                        lambda: "spool.end" in ingest.text.rpartition("spool.begin")[2],
+                        30,
+                        "it is drained",
+                    )
                 self.more(150)
                 self.over = time.time()
                 self.ended.set()
@@ -111,13 +136,21 @@ class Recorded:
                     thread.join(20)
                 server.stop()
         (self.aof,) = (self.folder / "redis/appendonlydir").glob("*.incr.aof")
-        self.disk = Disk(calls(first) + calls(second), {str(self.spool): before}, {str(self.aof): self.aof.stat().st_size})
+        self.disk = Disk(
+            calls(first) + calls(second),
+            {str(self.spool): before},
+            {str(self.aof): self.aof.stat().st_size},
+        )
 
     def lost_at(self, moment, dice):
-        """Return what a power loss at this moment would leave: a folder for Redis, and one for the spool."""
+        """Return what a power loss at this moment would leave: a folder for Redis, and one for the
+        spool.
+        """
         folder = Path(tempfile.mkdtemp(prefix="hq"))
         shutil.copytree(self.aof.parent, folder / "appendonlydir")
-        os.truncate(folder / "appendonlydir" / self.aof.name, self.disk.length(str(self.aof), moment, dice))
+        os.truncate(
+            folder / "appendonlydir" / self.aof.name, self.disk.length(str(self.aof), moment, dice)
+        )
         for path in (self.spool, Path(f"{self.spool}-wal")):
             if image := self.disk.image(str(path), moment, dice):
                 (folder / path.name).write_bytes(image)
@@ -139,20 +172,30 @@ def kept_by(store):
 
 
 def check(folder, acked):
-    """Assert that everything acknowledged is in Redis or in the spool, and no claim is without its job."""
+    """Assert that everything acknowledged is in Redis or in the spool, and no claim is without its
+    job.
+    """
     spool = Spool(folder / "spool.db", 1 << 30)
-    spooled = {row.delivery.delivery_id: row.delivery.body for row in spool.oldest(100_000, 1 << 30)}
+    spooled = {
+        row.delivery.delivery_id: row.delivery.body for row in spool.oldest(100_000, 1 << 30)
+    }
     spool.close()
     server = Redis(folder, "--appendonly", "yes", "--aof-load-truncated", "yes")
     try:
         with closing(Store(server.start().url, "w1")) as store:
             kept = kept_by(store)
-            marks = {name.decode().rpartition(":")[2] for name in store.redis.scan_iter(key("seen", "*"))}
+            marks = {
+                name.decode().rpartition(":")[2] for name in store.redis.scan_iter(key("seen", "*"))
+            }
             assert marks == set(kept), marks ^ set(kept)
             assert store.audit()["gap"] == 0 and store.orphans() == []
     finally:
         server.stop()
-    lost = [id for id, body in acked if not (id in kept and kept[id] in (None, body)) and spooled.get(id) != body]
+    lost = [
+        id
+        for id, body in acked
+        if not (id in kept and kept[id] in (None, body)) and spooled.get(id) != body
+    ]
     assert not lost, lost
     return len(spooled)
 
@@ -177,11 +220,15 @@ def test_power_lost_at_any_moment_loses_nothing_acknowledged_R1_R4(recorded):
         finally:
             shutil.rmtree(folder)
     assert spooled >= MOMENTS / 20 and last > 400  # or nothing was compared
-    print(f"{MOMENTS} moments of a run of {len(recorded.acked)} deliveries, {spooled} with some of them in the spool: nothing lost")
+    print(
+        f"{MOMENTS} moments of a run of {len(recorded.acked)} deliveries, {spooled} with some of them in the spool: nothing lost"
+    )
 
 
 def test_simulation_finds_an_answer_that_is_sent_before_the_sync(recorded):
-    """The same files, if each delivery had been acknowledged 50 ms earlier: then some would be lost. It exists to be caught."""
+    """The same files, if each delivery had been acknowledged 50 ms earlier: then some would be
+    lost. It exists to be caught.
+    """
     dice, red = random.Random(9), 0
     for _ in range(10):
         moment = dice.uniform(recorded.began, recorded.over)
@@ -199,7 +246,11 @@ def test_simulation_finds_an_answer_that_is_sent_before_the_sync(recorded):
 
 
 def cuts(begin, end):
-    return range(begin, end + 1) if FIRE else [begin, *random.Random(3).sample(range(begin + 1, end), 20), end]
+    return (
+        range(begin, end + 1)
+        if FIRE
+        else [begin, *random.Random(3).sample(range(begin + 1, end), 20), end]
+    )
 
 
 def test_append_only_file_cut_inside_an_accept_keeps_all_of_it_or_nothing_R4(private_redis):
@@ -217,9 +268,16 @@ def test_append_only_file_cut_inside_an_accept_keeps_all_of_it_or_nothing_R4(pri
             server = Redis(folder, "--appendonly", "yes", "--aof-load-truncated", "yes")
             try:
                 with closing(Store(server.start().url, "w1")) as store:
-                    jobs = {values[b"id"]: values.get(b"body") for _, values in store.redis.xrange(key("ready", "github"))}
-                    marks = {store.redis.get(name) for name in store.redis.scan_iter(key("seen", "*"))}
-                    assert marks == set(jobs) and all(jobs.values()), f"cut at {cut - begin} of {end - begin}"
+                    jobs = {
+                        values[b"id"]: values.get(b"body")
+                        for _, values in store.redis.xrange(key("ready", "github"))
+                    }
+                    marks = {
+                        store.redis.get(name) for name in store.redis.scan_iter(key("seen", "*"))
+                    }
+                    assert marks == set(jobs) and all(jobs.values()), (
+                        f"cut at {cut - begin} of {end - begin}"
+                    )
                     found[cut] = store.audit()["accepted"]
                     assert store.audit()["gap"] == 0 and found[cut] == len(jobs)
             finally:
@@ -276,7 +334,9 @@ def test_slow_disk_of_redis_is_bridged_and_refuses_nobody_R1(stack, ms):
 
 
 @pytest.mark.parametrize("ms", [5, 200, 1500])
-def test_slow_disk_of_the_spool_delays_answers_and_loses_none_R1(serve, private_redis, store, ms, tmp_path):
+def test_slow_disk_of_the_spool_delays_answers_and_loses_none_R1(
+    serve, private_redis, store, ms, tmp_path
+):
     needs_strace()
     program, port = serve(redis=private_redis)
     private_redis.stop()

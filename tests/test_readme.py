@@ -1,4 +1,6 @@
-"""README says what is there: its drawing, settings, flags, codes and files are compared with the code."""
+"""README says what is there: its drawing, settings, flags, codes and files are compared with the
+code.
+"""
 
 import re
 from pathlib import Path
@@ -24,26 +26,40 @@ def test_drawing_shows_every_state_and_every_verb():
 
 @pytest.mark.parametrize("row", config.SETTINGS, ids=lambda row: row.name)
 def test_setting_stands_in_readme_and_example_with_its_default(row):
-    table = next(line for line in README.splitlines() if line.startswith("|") and f"`{row.name}`" in line)
+    table = next(
+        line for line in README.splitlines() if line.startswith("|") and f"`{row.name}`" in line
+    )
     assert row.secret or row.default in table
-    assert f"# {row.name}={'' if row.secret else row.default}" in (ROOT / ".env.example").read_text().splitlines()
+    assert (
+        f"# {row.name}={'' if row.secret else row.default}"
+        in (ROOT / ".env.example").read_text().splitlines()
+    )
 
 
 def test_flags_of_dlqctl_stand_in_readme():
     for action in dlqctl.parser()._actions:
         for flag in action.option_strings:
-            if flag.startswith("--") and flag not in ("--help", "--version", "--state-dir", "--webhooks-file"):
+            if flag.startswith("--") and flag not in (
+                "--help",
+                "--version",
+                "--state-dir",
+                "--webhooks-file",
+            ):
                 assert flag in README, flag
 
 
 def test_keys_of_the_example_are_known(monkeypatch):
     text = (ROOT / "webhooks.example.toml").read_text()
     for key in {*config._COMMON, *config._HMAC}:
-        assert re.search(rf"^(# )?({key} =|\[\[sources\.[a-z]+\.{key}\]\])", text, re.MULTILINE), key
+        assert re.search(rf"^(# )?({key} =|\[\[sources\.[a-z]+\.{key}\]\])", text, re.MULTILINE), (
+            key
+        )
 
 
 def test_files_that_readme_names_exist():
-    for name in re.findall(r"`((?:hookq|bench|templates)/[a-z_./]+|[a-z]+\.(?:py|conf|toml))`", README):
+    for name in re.findall(
+        r"`((?:hookq|bench|templates)/[a-z_./]+|[a-z]+\.(?:py|conf|toml))`", README
+    ):
         if name not in ("webhooks.toml", "handlers.py"):
             assert (ROOT / name).exists(), name
 
@@ -56,7 +72,12 @@ def test_targets_of_make_stand_in_readme():
 
 def test_codes_of_readme_are_those_of_the_code():
     assert re.search(r"69 Redis unreachable, 78 settings, 130 interrupted, 141 closed pipe", README)
-    assert (config.EX_GONE, config.EX_DECLINED, config.EX_UNREACHABLE, config.EX_SETTINGS) == (3, 4, 69, 78)
+    assert (config.EX_GONE, config.EX_DECLINED, config.EX_UNREACHABLE, config.EX_SETTINGS) == (
+        3,
+        4,
+        69,
+        78,
+    )
     assert (dlqctl.EX_INTERRUPTED, dlqctl.EX_PIPE) == (130, 141)
 
 
@@ -74,5 +95,11 @@ def test_every_preset_has_its_section_whose_lines_are_good(tmp_path):
 
 def test_guarantees_name_tests_that_exist():
     named = set(re.findall(r"`(test_\w+)`", README))
-    there = set(re.findall(r"^def (test_\w+)", "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py")), re.MULTILINE))
+    there = set(
+        re.findall(
+            r"^def (test_\w+)",
+            "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py")),
+            re.MULTILINE,
+        )
+    )
     assert len(named) >= 14 and named <= there, named - there

@@ -1,4 +1,6 @@
-"""Storms of SIGTERM, and a clock that is set an hour forward or back, under load. Every test ends by counting."""
+"""Storms of SIGTERM, and a clock that is set an hour forward or back, under load. Every test ends
+by counting.
+"""
 
 import faulthandler
 import os
@@ -24,7 +26,8 @@ from hookq.keys import key
 from hookq.store import GROUP, Store
 
 stack = test_stack.stack
-# A clock that a file sets. libfaketime would do the same, but hangs Debian's Redis: its allocator asks for the time.
+# A clock that a file sets. libfaketime would do the same, but hangs Debian's Redis: its allocator
+# asks for the time.
 CLOCK = """
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -73,7 +76,9 @@ def handle(delivery):
 
 
 def started_anew(stack, name, pid):
-    """Wait for it: supervisord closes the socket of ingestion when the last of its processes has ended."""
+    """Wait for it: supervisord closes the socket of ingestion when the last of its processes has
+    ended.
+    """
     until(lambda: pids(stack)[name] not in (0, pid), 30, f"{name} is there again")
 
 
@@ -84,7 +89,9 @@ def test_storm_of_sigterm_to_every_process_refuses_nobody_and_loses_nothing_R1(s
         for _ in range(4):
             before, one = pids(stack), f"webhookd:webhookd_0{dice.randrange(2)}"
             for name, pid in before.items():
-                if pid and (name == one or name.startswith(("worker", "dashboard"))):  # to kill 0 is to kill ourselves
+                if pid and (
+                    name == one or name.startswith(("worker", "dashboard"))
+                ):  # to kill 0 is to kill ourselves
                     for _ in range(20):  # while it drains, and after its end
                         with suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGTERM)
@@ -92,7 +99,9 @@ def test_storm_of_sigterm_to_every_process_refuses_nobody_and_loses_nothing_R1(s
             more(codes, 200)
     assert Counter(codes) == {202: len(codes)}
     stack.settled(accepted=len(codes), done=len(codes))
-    assert "Traceback" not in "".join(path.read_text() for path in (stack.folder / "v").glob("*.log"))
+    assert "Traceback" not in "".join(
+        path.read_text() for path in (stack.folder / "v").glob("*.log")
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -130,39 +139,66 @@ class Clock:
 @pytest.mark.parametrize("step_s", [3600, -3600], ids=["forward", "back"])
 def test_clock_set_by_an_hour_loses_nothing_and_keeps_leases_R4(tmp_path, monkeypatch, step_s):
     if not shutil.which("cc"):
-        pytest.skip("NOT TESTED: a clock that is set. A C compiler is missing: sh hookq/setup.sh faults installs one")
+        pytest.skip(
+            "NOT TESTED: a clock that is set. A C compiler is missing: sh hookq/setup.sh faults installs one"
+        )
     clock, port = Clock(tmp_path), free_port()
     (tmp_path / "h.py").write_text(HANDLER)
-    (tmp_path / "w.toml").write_text('[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\nhandler = "h.py:handle"\n')
+    (tmp_path / "w.toml").write_text(
+        '[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\nhandler = "h.py:handle"\n'
+    )
     for name, value in clock.env.items():
         monkeypatch.setenv(name, value)  # for Redis
     folder = tempfile.mkdtemp(prefix="hq")
     server = Redis(folder).start()
     for name in clock.env:
         monkeypatch.delenv(name)
-    env = {"WEBHOOK_SECRET": SECRET, "REDIS_URL": server.url, "STATE_DIR": f"{tmp_path}/state", "PORT": str(port), **clock.env}
+    env = {
+        "WEBHOOK_SECRET": SECRET,
+        "REDIS_URL": server.url,
+        "STATE_DIR": f"{tmp_path}/state",
+        "PORT": str(port),
+        **clock.env,
+    }
     env["WEBHOOKS_FILE"] = f"{tmp_path}/w.toml"
-    ingest, *workers = (Program(tmp_path, name, env=env) for name in ("webhookd.py", "worker.py", "worker.py"))
+    ingest, *workers = (
+        Program(tmp_path, name, env=env) for name in ("webhookd.py", "worker.py", "worker.py")
+    )
     try:
         until(lambda: is_ready(port))
         with closing(Store(server.url, "probe")) as store, hammer(port) as codes:
             before = store.now()
             accepted(store, body=b"slow")
-            until(lambda: any(beat.get("job") for beat in store.workers().values()), what="one worker has it")
+            until(
+                lambda: any(beat.get("job") for beat in store.workers().values()),
+                what="one worker has it",
+            )
             clock.step(step_s)
             until(lambda: abs(store.now() - before - step_s) < 60, what="Redis has the new time")
             more(codes, 300)
             busy = next(name for name, beat in store.workers().items() if beat.get("job"))
             victim = next(w for w in workers if w.saw("process.start")[0]["worker"] != busy)
             victim.end(signal.SIGKILL)
-            until(lambda: victim.saw("process.start")[0]["worker"] not in store.holders(), 10, "it is found to be gone")
+            until(
+                lambda: victim.saw("process.start")[0]["worker"] not in store.holders(),
+                10,
+                "it is found to be gone",
+            )
             more(codes, 100)
             until(lambda: store.audit()["done"] >= len(codes), 20)
         assert Counter(codes) == {202: len(codes)}
         with closing(Store(server.url, "probe")) as store:
-            audit = until(lambda: (a := store.audit())["ready"] + a["leased"] + a["retry"] == 0 and a, 20)
-            assert audit["gap"] == 0 and audit["dead"] == 0 and audit["done"] == len(codes) + 1 == audit["accepted"]
-            assert not [line for worker in workers for line in worker.events("lease.lost")]  # nobody took over from the living
+            audit = until(
+                lambda: (a := store.audit())["ready"] + a["leased"] + a["retry"] == 0 and a, 20
+            )
+            assert (
+                audit["gap"] == 0
+                and audit["dead"] == 0
+                and audit["done"] == len(codes) + 1 == audit["accepted"]
+            )
+            assert not [
+                line for worker in workers for line in worker.events("lease.lost")
+            ]  # nobody took over from the living
     finally:
         for program in (ingest, *workers):
             if program.process.poll() is None:
@@ -171,11 +207,15 @@ def test_clock_set_by_an_hour_loses_nothing_and_keeps_leases_R4(tmp_path, monkey
         shutil.rmtree(folder)
 
 
-def test_clock_of_redis_that_is_set_takes_no_lease_from_the_living_R5(store, other, redis_server, tmp_path, monkeypatch):
+def test_clock_of_redis_that_is_set_takes_no_lease_from_the_living_R5(
+    store, other, redis_server, tmp_path, monkeypatch
+):
     monkeypatch.setattr(worker, "LEASE_S", 2.0)
     monkeypatch.setattr(worker, "RENEW_S", 0.2)
     env = {"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "STATE_DIR": str(tmp_path)}
-    living = worker.Worker(config.load(environ=env, root=tmp_path), "living", types.SimpleNamespace(asked=False))
+    living = worker.Worker(
+        config.load(environ=env, root=tmp_path), "living", types.SimpleNamespace(asked=False)
+    )
     minder = worker.Minder(living)
     faulthandler.cancel_dump_traceback_later()
     accepted(store)
@@ -192,8 +232,14 @@ def test_clock_of_redis_that_is_set_takes_no_lease_from_the_living_R5(store, oth
     assert ticks(2.5, renewed=True) == 1
     now = minder.store.now
     monkeypatch.setattr(minder.store, "now", lambda: now() + 3600)
-    store.redis.execute_command("XCLAIM", key("ready", "github"), GROUP, "w2", 0, held.entry, "IDLE", 3_600_000, "JUSTID")
+    store.redis.execute_command(
+        "XCLAIM", key("ready", "github"), GROUP, "w2", 0, held.entry, "IDLE", 3_600_000, "JUSTID"
+    )
     assert ticks(0.7, renewed=False) == 1
     assert ticks(2.5, renewed=True) == 1
-    until(lambda: minder._tick(time.monotonic()) or store.audit()["ready"], 10, "one that is not renewed runs out all the same")
+    until(
+        lambda: minder._tick(time.monotonic()) or store.audit()["ready"],
+        10,
+        "one that is not renewed runs out all the same",
+    )
     living.store.close(), minder.store.close()

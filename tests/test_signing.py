@@ -1,4 +1,6 @@
-"""Who sent it: published vectors, every parameter, every malformed header; any bytes give a Delivery or a Rejected."""
+"""Who sent it: published vectors, every parameter, every malformed header; any bytes give a
+Delivery or a Rejected.
+"""
 
 import base64
 import inspect
@@ -18,7 +20,12 @@ from hookq.signing import Rejected, Signer, sign, verify
 
 BODY = b'{"ref":"refs/heads/main"}\xff\x00'
 TIMED = Scheme(
-    prefix="v1=", signed="{timestamp}.{id}.{body}", timestamp_header="X-Time", id_header="X-Id", event_header="X-Event", header="X-Sign"
+    prefix="v1=",
+    signed="{timestamp}.{id}.{body}",
+    timestamp_header="X-Time",
+    id_header="X-Id",
+    event_header="X-Event",
+    header="X-Sign",
 )
 
 
@@ -35,16 +42,32 @@ def test_verify_accepts_the_vector_that_github_publishes():
 
 
 @pytest.mark.parametrize(
-    "signed", ["{body}", "{timestamp}.{body}", "{id}|{timestamp}|{body}", "v0:{timestamp}:{body}", "{url}{body}", "{header:X-Event}{body}"]
+    "signed",
+    [
+        "{body}",
+        "{timestamp}.{body}",
+        "{id}|{timestamp}|{body}",
+        "v0:{timestamp}:{body}",
+        "{url}{body}",
+        "{header:X-Event}{body}",
+    ],
 )
 @pytest.mark.parametrize("unit", ["s", "ms"])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_verify_accepts_what_sign_makes_with_any_parameters(algorithm, encoding, unit, signed):
-    scheme = replace(TIMED, algorithm=algorithm, encoding=encoding, timestamp_unit=unit, signed=signed)
+    scheme = replace(
+        TIMED, algorithm=algorithm, encoding=encoding, timestamp_unit=unit, signed=signed
+    )
     source = Signer("p", scheme, (b"k" * 16,), "https://example.com/hook")
     found = check(source, sign(source, BODY, NOW, "id-1", "paid"))
-    assert (found.delivery_id, found.event_type, found.body, found.id, found.received_at) == ("id-1", "paid", BODY, "job", NOW)
+    assert (found.delivery_id, found.event_type, found.body, found.id, found.received_at) == (
+        "id-1",
+        "paid",
+        BODY,
+        "job",
+        NOW,
+    )
     other = replace(source, public_url="https://example.com/other", secrets=(b"x" * 16,))
     assert check(other, sign(source, BODY, NOW, "id-1", "paid")).reason == "signature"
 
@@ -62,7 +85,16 @@ def test_verify_rejects_every_flipped_byte_of_body_and_signature():
 
 def test_verify_accepts_hex_in_upper_case_and_base64_only_as_it_is():
     headers = sign(GITHUB, BODY, NOW, "id", "push")
-    assert isinstance(check(GITHUB, {**headers, "X-Hub-Signature-256": "sha256=" + headers["X-Hub-Signature-256"][7:].upper()}), Delivery)
+    assert isinstance(
+        check(
+            GITHUB,
+            {
+                **headers,
+                "X-Hub-Signature-256": "sha256=" + headers["X-Hub-Signature-256"][7:].upper(),
+            },
+        ),
+        Delivery,
+    )
     source = Signer("p", replace(TIMED, encoding="base64", prefix=""), (b"k" * 16,))
     headers = sign(source, BODY, NOW, "id", "push")
     assert check(source, {**headers, "X-Sign": headers["X-Sign"].swapcase()}).reason == "signature"
@@ -96,15 +128,29 @@ def test_verify_of_a_malformed_header_gives_its_reason(header, value, reason):
 
 @pytest.mark.parametrize("value", ["", "x", "-1", "+5", "1_0", "٣", "²", "1" * 16, " 1", "1e9"])
 def test_verify_of_a_signed_timestamp_that_is_no_number_is_malformed_R10(value):
-    # A sender with the right secret and a broken clock: the signature holds, the timestamp does not.
+    # A sender with the right secret and a broken clock: the signature holds, the timestamp does
+    # not.
     source = Signer("p", TIMED, (b"k" * 16,))
-    digest = signing._encode(TIMED, signing.hmac.digest(b"k" * 16, f"{value}.id.".encode("latin-1", "replace") + BODY, "sha256")).decode()
+    digest = signing._encode(
+        TIMED,
+        signing.hmac.digest(
+            b"k" * 16, f"{value}.id.".encode("latin-1", "replace") + BODY, "sha256"
+        ),
+    ).decode()
     found = check(source, {"X-Sign": "v1=" + digest, "X-Time": value, "X-Id": "id"})
     assert found.reason in ("malformed", "missing")
 
 
 @pytest.mark.parametrize(
-    ("away_s", "reason"), [(0, None), (300, None), (-300, None), (301, "timestamp"), (-301, "timestamp"), (10**9, "timestamp")]
+    ("away_s", "reason"),
+    [
+        (0, None),
+        (300, None),
+        (-300, None),
+        (301, "timestamp"),
+        (-301, "timestamp"),
+        (10**9, "timestamp"),
+    ],
 )
 @pytest.mark.parametrize("unit", ["s", "ms"])
 def test_verify_judges_the_timestamp_against_the_arrival_R10(away_s, reason, unit):
@@ -129,32 +175,57 @@ def test_no_secret_and_no_expected_signature_is_ever_told():
 
 def test_signatures_are_compared_in_constant_time():
     source = inspect.getsource(signing)
-    assert source.count("hmac.compare_digest") == 2 and " == claimed" not in source and "== text" not in source
+    assert (
+        source.count("hmac.compare_digest") == 2
+        and " == claimed" not in source
+        and "== text" not in source
+    )
 
 
-@pytest.mark.parametrize("vector", json.loads(selftest.VECTORS.read_text())["vectors"], ids=lambda vector: vector["id"])
+@pytest.mark.parametrize(
+    "vector", json.loads(selftest.VECTORS.read_text())["vectors"], ids=lambda vector: vector["id"]
+)
 def test_vector_holds(vector):
-    assert selftest.answer(vector) == vector["expect"] or (vector["expect"] == "reject" and selftest.answer(vector) != "accept")
+    assert selftest.answer(vector) == vector["expect"] or (
+        vector["expect"] == "reject" and selftest.answer(vector) != "accept"
+    )
 
 
 def test_every_scheme_has_a_vector_that_is_accepted_and_one_way_to_be_signed_anew():
     vectors = json.loads(selftest.VECTORS.read_text())["vectors"]
     assert {v["scheme"] for v in vectors if v["expect"] == "accept"} == set(SCHEMES)
     for name, scheme in SCHEMES.items():
-        source = Signer(name, scheme, (b"whsec_" + base64.b64encode(b"k" * 24), b"old" * 8), "https://example.com/hook?a=1")
+        source = Signer(
+            name,
+            scheme,
+            (b"whsec_" + base64.b64encode(b"k" * 24), b"old" * 8),
+            "https://example.com/hook?a=1",
+        )
         if name == "mailgun":
             with pytest.raises(ValueError, match="within the body"):
                 sign(source, BODY, NOW, "id-1", "paid")
             continue
-        body = b"a=1&b=2" if name == "twilio" else b'{"id":"id-1","event_id":"id-1","type":"paid","webhookTimestamp":%d}' % (NOW * 1000)
+        body = (
+            b"a=1&b=2"
+            if name == "twilio"
+            else b'{"id":"id-1","event_id":"id-1","type":"paid","webhookTimestamp":%d}'
+            % (NOW * 1000)
+        )
         found = check(source, sign(source, body, NOW, "id-1", "paid"), body)
         assert isinstance(found, Delivery), (name, found)
-        assert (found.delivery_id == "id-1" or name in ("zoom", "meta", "hmac")) and found.secret == 1, name
+        assert (
+            found.delivery_id == "id-1" or name in ("zoom", "meta", "hmac")
+        ) and found.secret == 1, name
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEMES if name != "mailgun"])
 def test_every_signed_byte_that_is_flipped_rejects(name):
-    source = Signer(name, SCHEMES[name], (b"whsec_" + base64.b64encode(b"k" * 24),), "https://example.com/hook?a=1")
+    source = Signer(
+        name,
+        SCHEMES[name],
+        (b"whsec_" + base64.b64encode(b"k" * 24),),
+        "https://example.com/hook?a=1",
+    )
     body = b"a=1&b=2" if name == "twilio" else b'{"webhookTimestamp":%d}' % (NOW * 1000)
     headers = sign(source, body, NOW, "id-1", "paid")
     covered = SCHEMES[name].algorithm != "token"
@@ -163,13 +234,18 @@ def test_every_signed_byte_that_is_flipped_rejects(name):
         assert isinstance(check(source, headers, changed), Rejected) is covered
     scheme = SCHEMES[name]
     signed = [scheme.header] + [
-        n for n, part in ((scheme.timestamp_header, "{timestamp}"), (scheme.id_header, "{id}")) if part in scheme.signed and n
+        n
+        for n, part in ((scheme.timestamp_header, "{timestamp}"), (scheme.id_header, "{id}"))
+        if part in scheme.signed and n
     ]
     for header in signed:
         for at in range(len(headers[header])):
-            changed = headers[header][:at] + chr(ord(headers[header][at]) ^ 1) + headers[header][at + 1 :]
+            changed = (
+                headers[header][:at] + chr(ord(headers[header][at]) ^ 1) + headers[header][at + 1 :]
+            )
             found = check(source, {**headers, header: changed}, body)
-            # The last character of base64 can hold bits that are no part of the value; hex may be written in either case.
+            # The last character of base64 can hold bits that are no part of the value; hex may be
+            # written in either case.
             assert isinstance(found, Rejected) or at >= len(headers[header]) - 2, (header, at)
 
 
@@ -186,7 +262,9 @@ def test_every_signed_byte_that_is_flipped_rejects(name):
 )
 @pytest.mark.parametrize("name", ["github", "stripe", "standard-webhooks", "slack", "square"])
 def test_any_body_verifies_like_any_other(name, body, kind):
-    source = Signer(name, SCHEMES[name], (b"whsec_" + base64.b64encode(b"k" * 24),), "https://example.com/hook")
+    source = Signer(
+        name, SCHEMES[name], (b"whsec_" + base64.b64encode(b"k" * 24),), "https://example.com/hook"
+    )
     found = check(source, {"Content-Type": kind, **sign(source, body, NOW, "id-1", "paid")}, body)
     assert isinstance(found, Delivery) and found.body is body
 
@@ -210,8 +288,17 @@ def test_any_body_verifies_like_any_other(name, body, kind):
 )
 def test_nonsense_in_the_signature_is_rejected_quickly(name, value):
     scheme = SCHEMES[name]
-    source = Signer(name, scheme, (b"whsec_" + base64.b64encode(b"k" * 24),) * 3, "https://example.com/hook")
-    fields = dict.fromkeys((scheme.header, scheme.or_else.header if scheme.or_else else "x", scheme.timestamp_header or "y"), value)
+    source = Signer(
+        name, scheme, (b"whsec_" + base64.b64encode(b"k" * 24),) * 3, "https://example.com/hook"
+    )
+    fields = dict.fromkeys(
+        (
+            scheme.header,
+            scheme.or_else.header if scheme.or_else else "x",
+            scheme.timestamp_header or "y",
+        ),
+        value,
+    )
     started = time.process_time()
     found = check(source, fields, b'{"signature":{"timestamp":"x","token":[],"signature":1e999}}')
     assert isinstance(found, Rejected) and time.process_time() - started < 0.5
@@ -220,23 +307,38 @@ def test_nonsense_in_the_signature_is_rejected_quickly(name, value):
 def test_rotation_tells_which_secret_matched_and_both_are_tried():
     old, new = (Signer("s", SCHEMES["stripe"], (key,)) for key in (b"old" * 8, b"new" * 8))
     both = Signer("s", SCHEMES["stripe"], (b"new" * 8, b"old" * 8))
-    assert [check(both, sign(one, b"{}", NOW, "", ""), b"{}").secret for one in (new, old)] == [1, 2]
+    assert [check(both, sign(one, b"{}", NOW, "", ""), b"{}").secret for one in (new, old)] == [
+        1,
+        2,
+    ]
 
 
 def test_dedupe_by_body_ignores_what_the_sender_did_not_sign():
     source = Signer("github", SCHEMES["github"], (SECRET.encode(),), dedupe="body")
     headers = sign(source, BODY, NOW, "id-1", "push")
-    ids = {check(source, {**headers, "X-GitHub-Delivery": id}).delivery_id for id in ("id-1", "id-2", "")}
+    ids = {
+        check(source, {**headers, "X-GitHub-Delivery": id}).delivery_id
+        for id in ("id-1", "id-2", "")
+    }
     assert len(ids) == 1 and len(next(iter(ids))) == 64
 
 
 def test_twilio_takes_the_query_that_was_called_and_the_host_that_was_configured():
     source = Signer("twilio", SCHEMES["twilio"], (b"12345" * 4,), "https://example.com/hook")
-    signed = sign(Signer("twilio", SCHEMES["twilio"], source.secrets, "https://example.com/hook?a=1&b=2"), b"x=1", NOW, "", "")
+    signed = sign(
+        Signer("twilio", SCHEMES["twilio"], source.secrets, "https://example.com/hook?a=1&b=2"),
+        b"x=1",
+        NOW,
+        "",
+        "",
+    )
     fields = {name.lower(): value for name, value in signed.items()}
     assert isinstance(verify(source, fields, b"", b"x=1", NOW, "job", "a=1&b=2"), Delivery)
     assert verify(source, fields, b"", b"x=1", NOW, "job", "a=1&b=3").reason == "signature"
-    assert verify(source, {**fields, "host": "example.com"}, b"", b"x=1", NOW, "job").reason == "signature"
+    assert (
+        verify(source, {**fields, "host": "example.com"}, b"", b"x=1", NOW, "job").reason
+        == "signature"
+    )
 
 
 def test_fields_of_a_body_are_read_for_the_id_and_never_trusted_before_the_signature_R2():
@@ -246,18 +348,40 @@ def test_fields_of_a_body_are_read_for_the_id_and_never_trusted_before_the_signa
         (b'{"id":"\\ud800"}', "?", ""), (b"[" * 100_000, "", ""), (b'{"id":"' + b"x" * 300 + b'"}', None, None), (b'{"id":1' + b"0" * 30 + b"}", "", ""),
     ]:  # fmt: skip
         found = check(source, sign(source, body, NOW, "", ""), body)
-        assert isinstance(found, Rejected) if id is None else (found.delivery_id, found.event_type) == (id, event), body
+        assert (
+            isinstance(found, Rejected)
+            if id is None
+            else (found.delivery_id, found.event_type) == (id, event)
+        ), body
 
 
 FIELDS = [
     "x-sign",
     "x-time",
     "x-id",
-    *{n.lower() for s in SCHEMES.values() for n in (s.header, s.timestamp_header, s.id_header) if n},
+    *{
+        n.lower()
+        for s in SCHEMES.values()
+        for n in (s.header, s.timestamp_header, s.id_header)
+        if n
+    },
     "svix-signature",
     "x-gitlab-token",
 ]
-BITS = ["t=", "v1=", "v1,", "v0=", "sha256=", "ts=", ";h1=", ",", " ", "1700000000", "a" * 64, "AAAA"]
+BITS = [
+    "t=",
+    "v1=",
+    "v1,",
+    "v0=",
+    "sha256=",
+    "ts=",
+    ";h1=",
+    ",",
+    " ",
+    "1700000000",
+    "a" * 64,
+    "AAAA",
+]
 
 
 @settings(max_examples=10_000, deadline=None)
@@ -265,22 +389,42 @@ BITS = ["t=", "v1=", "v1,", "v0=", "sha256=", "ts=", ";h1=", ",", " ", "17000000
     name=st.sampled_from(sorted(SCHEMES)),
     headers=st.dictionaries(
         st.sampled_from(FIELDS),
-        st.lists(st.sampled_from(BITS) | st.binary(max_size=9).map(lambda b: b.decode("latin-1")), max_size=6).map("".join),
+        st.lists(
+            st.sampled_from(BITS) | st.binary(max_size=9).map(lambda b: b.decode("latin-1")),
+            max_size=6,
+        ).map("".join),
     ),
     body=st.binary(max_size=60)
     | st.sampled_from(
-        [b'{"signature":{}}', b'{"signature":{"timestamp":1,"token":2,"signature":null}}', b"{}", b"timestamp=1&token=2&signature=3"]
+        [
+            b'{"signature":{}}',
+            b'{"signature":{"timestamp":1,"token":2,"signature":null}}',
+            b"{}",
+            b"timestamp=1&token=2&signature=3",
+        ]
     ),
     query=st.text("abS2=&%\xe9", max_size=20) | st.just("bodySHA256=00"),
 )
 def test_any_bytes_in_any_scheme_give_a_delivery_or_a_rejected(name, headers, body, query):
-    source = Signer(name, SCHEMES[name], (b"whsec_" + base64.b64encode(b"k" * 24), b"z" * 20), "https://example.com:8443/hook?x=y")
+    source = Signer(
+        name,
+        SCHEMES[name],
+        (b"whsec_" + base64.b64encode(b"k" * 24), b"z" * 20),
+        "https://example.com:8443/hook?x=y",
+    )
     found = verify(source, headers, b"", body, NOW, "job", query)
-    assert isinstance(found, Rejected) and found.reason in ("missing", "malformed", "signature", "timestamp")
+    assert isinstance(found, Rejected) and found.reason in (
+        "missing",
+        "malformed",
+        "signature",
+        "timestamp",
+    )
 
 
 @given(
-    headers=st.dictionaries(st.sampled_from(["x-sign", "x-time", "x-id", "x-event"]), st.binary(max_size=80)),
+    headers=st.dictionaries(
+        st.sampled_from(["x-sign", "x-time", "x-id", "x-event"]), st.binary(max_size=80)
+    ),
     body=st.binary(max_size=200),
     prefixed=st.booleans(),
 )
@@ -289,7 +433,12 @@ def test_any_bytes_give_a_delivery_or_a_rejected(headers, body, prefixed):
     if prefixed and "x-sign" in fields:
         fields["x-sign"] = "v1=" + fields["x-sign"]
     found = verify(Signer("p", TIMED, (b"k" * 16,)), fields, b"", body, NOW, "job")
-    assert isinstance(found, Rejected) and found.reason in ("missing", "malformed", "signature", "timestamp")
+    assert isinstance(found, Rejected) and found.reason in (
+        "missing",
+        "malformed",
+        "signature",
+        "timestamp",
+    )
 
 
 @pytest.mark.parametrize("name", ["twilio", "mailgun"])

@@ -1,4 +1,6 @@
-"""The spool on real disks, with real processes: what it said it has survives kill -9, a cut WAL, a full disk and company."""
+"""The spool on real disks, with real processes: what it said it has survives kill -9, a cut WAL, a
+full disk and company.
+"""
 
 import bisect
 import contextlib
@@ -18,7 +20,8 @@ from conftest import ROOT, delivery, until
 from hookq.spool import ROOM, ROW_BYTES, Spool, SpoolFailed
 
 MB = 1 << 20
-# A child has `spool`, `one(id)` makes an entry of a batch, `patient` asks again while others hold the file.
+# A child has `spool`, `one(id)` makes an entry of a batch, `patient` asks again while others hold
+# the file.
 PRELUDE = """
 import os, resource, signal, sys
 from pathlib import Path
@@ -45,12 +48,18 @@ def spool(tmp_path):
 
 @pytest.fixture
 def child():
-    """child(code, path, *args) runs code after PRELUDE in a process of its own, which does not outlive the test."""
+    """child(code, path, *args) runs code after PRELUDE in a process of its own, which does not
+    outlive the test.
+    """
     with contextlib.ExitStack() as stack:
 
         def start(code, *args):
             command = [sys.executable, "-c", PRELUDE + code, *map(str, args)]
-            process = stack.enter_context(subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            process = stack.enter_context(
+                subprocess.Popen(
+                    command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                )
+            )
             stack.callback(process.kill)
             return process
 
@@ -62,7 +71,9 @@ def small_disk(tmp_path):
     """A disk of its own: the room that stays for the drain, and 24 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM + 24 * MB}", "tmpfs", disk], capture_output=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={ROOM + 24 * MB}", "tmpfs", disk], capture_output=True
+    )
     if made.returncode:
         pytest.skip("NOT TESTED: a full disk. To mount a small tmpfs is not allowed here")
     yield disk
@@ -96,14 +107,27 @@ def on_disk(spool):
 
 
 def test_accepted_deliveries_come_back_in_order_and_byte_for_byte(spool):
-    bodies = [b"", b"\0", bytes(range(256)) * 3, b"\xff\xfe\0\0", b'{"n":1}', os.urandom(25 * MB), b"last"]
-    made = [delivery(delivery_id=f"d-é\x80-{n}", body=body, head=b"X: \xe9\r\nY:\0" * n) for n, body in enumerate(bodies)]
+    bodies = [
+        b"",
+        b"\0",
+        bytes(range(256)) * 3,
+        b"\xff\xfe\0\0",
+        b'{"n":1}',
+        os.urandom(25 * MB),
+        b"last",
+    ]
+    made = [
+        delivery(delivery_id=f"d-é\x80-{n}", body=body, head=b"X: \xe9\r\nY:\0" * n)
+        for n, body in enumerate(bodies)
+    ]
     made.append(type(made[0])("id", "s", "", "", 1700000000.1234567, b"", b"x"))
     spool.accept([(d, 100 + n) for n, d in enumerate(made[:4])])
     spool.accept([(d, 104 + n) for n, d in enumerate(made[4:])])
     spool.close()
     found = spool.oldest(100, 1 << 30)
-    assert [s.delivery for s in found] == made and [s.dedupe_s for s in found] == list(range(100, 108))
+    assert [s.delivery for s in found] == made and [s.dedupe_s for s in found] == list(
+        range(100, 108)
+    )
     assert spool.size() == (8, sum(len(d.head) + len(d.body) + ROW_BYTES for d in made))
 
 
@@ -128,7 +152,10 @@ def test_file_moved_away_while_open_gets_and_loses_nothing_more(spool, tmp_path)
     spool.accept(batch(3))
     rows = [s.row for s in spool.oldest(9, MB)]
     move_away(spool)
-    with contextlib.closing(Spool(spool.path, 1 << 30)) as new, contextlib.closing(Spool(tmp_path / "away.db", 1)) as away:
+    with (
+        contextlib.closing(Spool(spool.path, 1 << 30)) as new,
+        contextlib.closing(Spool(tmp_path / "away.db", 1)) as away,
+    ):
         assert new.size() == (0, 0)
         new.accept(batch())
         spool.accept(batch())
@@ -139,7 +166,12 @@ def test_file_moved_away_while_open_gets_and_loses_nothing_more(spool, tmp_path)
 def test_wal_without_its_file_is_neither_empty_nor_mixed_into_a_new_one(spool, tmp_path):
     spool.accept(batch(3))
     spool.path.rename(tmp_path / "away")
-    for call, args in ((spool.accept, [batch()]), (spool.oldest, [9, MB]), (spool.remove, [[1]]), (spool.size, [])):
+    for call, args in (
+        (spool.accept, [batch()]),
+        (spool.oldest, [9, MB]),
+        (spool.remove, [[1]]),
+        (spool.size, []),
+    ):
         with pytest.raises(SpoolFailed, match="is missing, but its -wal is there"):
             call(*args)
     (tmp_path / "away").rename(spool.path)
@@ -160,7 +192,9 @@ def test_killed_writer_loses_nothing_it_has_reported(spool, child):
     ids = kept(spool)
     whole = {id[:-2] for id in ids}
     assert len(said) > 200 and said <= whole and len(whole - said) <= 8
-    assert sorted(ids) == sorted(f"{b}-{k}" for b in whole for k in range(3)) and spool.size()[0] == len(ids)
+    assert sorted(ids) == sorted(f"{b}-{k}" for b in whole for k in range(3)) and spool.size()[
+        0
+    ] == len(ids)
 
 
 def test_wal_cut_anywhere_leaves_whole_batches_up_to_the_last_commit(spool, tmp_path):
@@ -171,7 +205,12 @@ def test_wal_cut_anywhere_leaves_whole_batches_up_to_the_last_commit(spool, tmp_
         spool.accept(batch(3))
         ends.append(wal.stat().st_size)
     ids, whole, db = kept(spool), wal.read_bytes(), spool.path.read_bytes()
-    cuts = {*range(0, len(whole), len(whole) // 80), *ends, *(end - 1 for end in ends), *range(0, 64, 8)}
+    cuts = {
+        *range(0, len(whole), len(whole) // 80),
+        *ends,
+        *(end - 1 for end in ends),
+        *range(0, 64, 8),
+    }
     for cut in cuts:
         copy = Spool(tmp_path / f"{cut}" / "spool.db", 1 << 30)
         copy.path.parent.mkdir()
@@ -255,7 +294,10 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
 spool.accept([one("again")])
 """
     count, size, said = child(code, spool.path).communicate(timeout=30)[0].strip().split(" ", 2)
-    assert said == f"The spool {spool.path} cannot be used: its disk fails, or lets no file grow further."
+    assert (
+        said
+        == f"The spool {spool.path} cannot be used: its disk fails, or lets no file grow further."
+    )
     assert int(size) == 2 * int(count) > 20
     assert kept(spool) == [f"{n}{end}" for n in range(int(count)) for end in ("", "+")] + ["again"]
 
@@ -304,12 +346,23 @@ def spoil(path, how):
         path.write_bytes(how)
 
 
-@pytest.mark.parametrize("how", ["pages", "foreign", "version", b"", b"no database " * 999, b"SQLite format 3\0" + bytes(9000)])
+@pytest.mark.parametrize(
+    "how",
+    ["pages", "foreign", "version", b"", b"no database " * 999, b"SQLite format 3\0" + bytes(9000)],
+)
 def test_malformed_file_is_refused_and_left_as_it_is(spool, how):
     spoil(spool.path, how)
     before = spool.path.read_bytes()
-    for call in (lambda: spool.accept(batch()), lambda: spool.oldest(9, MB), lambda: spool.remove([1]), spool.size):
-        with pytest.raises(SpoolFailed, match=r"spool\.db cannot be used: it is malformed, or no spool: move it away"):
+    for call in (
+        lambda: spool.accept(batch()),
+        lambda: spool.oldest(9, MB),
+        lambda: spool.remove([1]),
+        spool.size,
+    ):
+        with pytest.raises(
+            SpoolFailed,
+            match=r"spool\.db cannot be used: it is malformed, or no spool: move it away",
+        ):
             call()
     assert spool.path.read_bytes() == before
     move_away(spool)
@@ -331,7 +384,10 @@ for call in (spool.size, lambda: spool.oldest(1, 1), lambda: spool.remove([1]), 
     except SpoolFailed as why: print(why)
 """
     said = child(code, spool.path).communicate(timeout=30)[0].splitlines()
-    assert said == [f"The spool {spool.path} cannot be used: this process may not open or write it."] * 4
+    assert (
+        said
+        == [f"The spool {spool.path} cannot be used: this process may not open or write it."] * 4
+    )
     shutil.rmtree(folder)
 
 
@@ -342,9 +398,17 @@ def test_nothing_is_made_before_the_first_delivery(spool, tmp_path):
 
 def test_missing_folder_is_a_failure_and_not_an_empty_spool(tmp_path):
     (tmp_path / "file").touch()
-    for folder, said in (("none", r"The folder of the spool .* is missing"), ("file", "cannot be used: Not a directory")):
+    for folder, said in (
+        ("none", r"The folder of the spool .* is missing"),
+        ("file", "cannot be used: Not a directory"),
+    ):
         spool = Spool(tmp_path / folder / "spool.db", 1 << 30)
-        for call, args in ((spool.accept, [batch()]), (spool.oldest, [9, MB]), (spool.remove, [[1]]), (spool.size, [])):
+        for call, args in (
+            (spool.accept, [batch()]),
+            (spool.oldest, [9, MB]),
+            (spool.remove, [[1]]),
+            (spool.size, []),
+        ):
             with pytest.raises(SpoolFailed, match=said):
                 call(*args)
 
@@ -357,7 +421,9 @@ def test_open_transaction_stops_nobody_who_reads_and_others_only_for_a_while(spo
         reader = child("print(*spool.size(), spool.oldest(1, 1)[0].delivery.source)", spool.path)
         assert reader.communicate(timeout=30)[0].split() == ["2", str(spool.size()[1]), "github"]
         began = time.monotonic()
-        with pytest.raises(SpoolFailed, match=r"another process has kept it locked for more than 0\.5 s"):
+        with pytest.raises(
+            SpoolFailed, match=r"another process has kept it locked for more than 0\.5 s"
+        ):
             spool.accept(batch())
         assert 0.4 < time.monotonic() - began < 2
     spool.accept(batch())

@@ -1,4 +1,6 @@
-"""The whole stack as `make run` starts it: post, kill, retry, bury, flush, stop. Real processes under supervisord."""
+"""The whole stack as `make run` starts it: post, kill, retry, bury, flush, stop. Real processes
+under supervisord.
+"""
 
 import base64
 import http.client
@@ -36,7 +38,12 @@ class Stack:
     def __init__(self, folder, *, sources=True):
         self.folder, self.port, self.dash = Path(folder), free_port(), free_port()
         self.env = {k: os.environ[k] for k in ("PATH", "HOME") if k in os.environ}
-        self.env.update(PORT=str(self.port), DASHBOARD_PORT=str(self.dash), STATE_DIR=f"{folder}/v", NO_COLOR="1")
+        self.env.update(
+            PORT=str(self.port),
+            DASHBOARD_PORT=str(self.dash),
+            STATE_DIR=f"{folder}/v",
+            NO_COLOR="1",
+        )
         self.env.update(WEBHOOK_SECRET=SECRET, DASHBOARD_PASSWORD="a-password")
         (self.folder / "h.py").write_text(HANDLER)
         (self.folder / "w.toml").write_text(
@@ -49,12 +56,20 @@ class Stack:
     def launch(self):
         with self.out.open("ab") as out:
             command = [sys.executable, "-m", "hookq.launch"]
-            return subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+            return subprocess.Popen(
+                command, cwd=ROOT, env=self.env, stdout=out, stderr=out, stdin=subprocess.DEVNULL
+            )
 
     def start(self):
         self.out.write_text("")
         self.process = self.launch()
-        until(lambda: "Ctrl-C stops everything" in self.out.read_text() or self.process.poll() is not None, 60, "the banner")
+        until(
+            lambda: (
+                "Ctrl-C stops everything" in self.out.read_text() or self.process.poll() is not None
+            ),
+            60,
+            "the banner",
+        )
         assert self.process.poll() is None, self.out.read_text()
         return self
 
@@ -68,7 +83,9 @@ class Stack:
             connection.close()
 
     def run(self, *command, stdin=""):
-        return subprocess.run(command, cwd=ROOT, env=self.env, input=stdin, capture_output=True, text=True, timeout=30)
+        return subprocess.run(
+            command, cwd=ROOT, env=self.env, input=stdin, capture_output=True, text=True, timeout=30
+        )
 
     def dlqctl(self, *args, stdin=""):
         return self.run(sys.executable, "dlqctl.py", *args, stdin=stdin)
@@ -79,7 +96,11 @@ class Stack:
     def settled(self, **wanted):
         def same():
             found = self.audit()
-            return found if all(found[k] == v for k, v in {"ready": 0, "leased": 0, **wanted}.items()) else None
+            return (
+                found
+                if all(found[k] == v for k, v in {"ready": 0, "leased": 0, **wanted}.items())
+                else None
+            )
 
         found = until(same, 30, wanted)
         assert found["gap"] == 0
@@ -94,11 +115,20 @@ class Stack:
             "-s",
             f"unix://{self.folder}/v/supervisor.sock",
         ]
-        return subprocess.run([*command, *args], cwd=ROOT, env={"PATH": self.env["PATH"]}, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            [*command, *args],
+            cwd=ROOT,
+            env={"PATH": self.env["PATH"]},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
 
     def status(self):
         out = self.ctl("status").stdout
-        return {line.split()[0]: line.split()[1] for line in out.splitlines() if len(line.split()) > 1}
+        return {
+            line.split()[0]: line.split()[1] for line in out.splitlines() if len(line.split()) > 1
+        }
 
     def family(self):
         """Processes with our STATE_DIR in their environment, or on their command line (Redis)."""
@@ -106,7 +136,10 @@ class Stack:
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 texts = (path / "environ").read_bytes() + (path / "cmdline").read_bytes()
-                if f"{self.folder}/v".encode() in texts and ") Z" not in (path / "stat").read_text():
+                if (
+                    f"{self.folder}/v".encode() in texts
+                    and ") Z" not in (path / "stat").read_text()
+                ):
                     found.append(int(path.name))
             except OSError:
                 pass
@@ -133,7 +166,14 @@ def stack():
 
 def test_stack_takes_a_delivery_through_every_state_and_the_gap_stays_0(stack):
     stack.start()
-    names = {"redis", "dashboard", "webhookd:webhookd_00", "webhookd:webhookd_01", "worker:worker_00", "worker:worker_01"}
+    names = {
+        "redis",
+        "dashboard",
+        "webhookd:webhookd_00",
+        "webhookd:webhookd_01",
+        "worker:worker_00",
+        "worker:worker_01",
+    }
     assert stack.status() == dict.fromkeys(names, "RUNNING")
     assert stack.post() == 202
     assert stack.post(b"not json", source="plain") == 202
@@ -152,14 +192,18 @@ def test_stack_takes_a_delivery_through_every_state_and_the_gap_stays_0(stack):
     stack.stop()
     stack.start()
     assert stack.audit() == before
-    assert "Traceback" not in "".join(p.read_text(errors="replace") for p in (stack.folder / "v").glob("*.log"))
+    assert "Traceback" not in "".join(
+        p.read_text(errors="replace") for p in (stack.folder / "v").glob("*.log")
+    )
 
 
 def test_second_start_with_the_same_state_says_so_and_ends(stack):
     stack.start()
     second = stack.launch()
     assert second.wait(20) == 1
-    assert re.search(r"runs already with STATE_DIR=.*; for a second one set another", stack.out.read_text())
+    assert re.search(
+        r"runs already with STATE_DIR=.*; for a second one set another", stack.out.read_text()
+    )
     assert "Traceback" not in stack.out.read_text()
 
 
@@ -200,7 +244,10 @@ def test_secrets_are_in_no_log_and_no_process_list(stack):
     assert stack.post(body) == 202
     stack.settled(done=1)
     listed = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in stack.family())
-    logs = "".join(p.read_text(errors="replace") for p in (stack.folder / "v").glob("*.log")) + stack.out.read_text()
+    logs = (
+        "".join(p.read_text(errors="replace") for p in (stack.folder / "v").glob("*.log"))
+        + stack.out.read_text()
+    )
     for marked in (SECRET, "marked-body-5c1e", "a-password", signed(body)["X-Hub-Signature-256"]):
         assert marked not in logs and marked.encode() not in listed
 
@@ -233,7 +280,11 @@ def test_two_ports_that_are_one_are_refused(stack):
 def test_nothing_marked_stands_in_a_log_a_page_a_metric_or_a_process_list(stack):
     stack.start()
     body = b'{"marked-body-7a": 1}'
-    more = {"Authorization": "Bearer marked-authorization", "Cookie": "marked-cookie", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    more = {
+        "Authorization": "Bearer marked-authorization",
+        "Cookie": "marked-cookie",
+        "traceparent": f"00-{'a' * 32}-{'b' * 16}-01",
+    }
     headers = {"Content-Type": "application/json", **signed(body, event="give-up"), **more}
     for sent in (headers, headers, {**headers, "X-Hub-Signature-256": "sha256=marked-signature"}):
         connection = http.client.HTTPConnection("127.0.0.1", stack.port, timeout=10)
@@ -250,11 +301,30 @@ def test_nothing_marked_stands_in_a_log_a_page_a_metric_or_a_process_list(stack)
         connection.request("GET", path, headers=login)
         pages.append(connection.getresponse().read().decode())
         connection.close()
-    logs = "".join(p.read_text(errors="replace") for p in (stack.folder / "v").glob("*.log")) + stack.out.read_text()
-    listed = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in stack.family()).decode(errors="replace")
+    logs = (
+        "".join(p.read_text(errors="replace") for p in (stack.folder / "v").glob("*.log"))
+        + stack.out.read_text()
+    )
+    listed = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in stack.family()).decode(
+        errors="replace"
+    )
     signature = headers["X-Hub-Signature-256"][7:]
-    for marked in (SECRET, signature, "marked-authorization", "marked-cookie", "marked-signature", "a-password"):
-        assert marked not in logs + listed + "".join(pages) + stack.dlqctl("--show", id).stdout, marked
+    for marked in (
+        SECRET,
+        signature,
+        "marked-authorization",
+        "marked-cookie",
+        "marked-signature",
+        "a-password",
+    ):
+        assert marked not in logs + listed + "".join(pages) + stack.dlqctl("--show", id).stdout, (
+            marked
+        )
     assert "marked-body-7a" not in logs + listed + pages[0] + pages[1] + pages[3]
-    for event in ("delivery.duplicate", "job.bury"):  # and the trace leads from the sender's to ours
-        assert re.search(rf'"event": "{event}".*"traceparent": "00-a{{32}}-b{{16}}-01"', logs), event
+    for event in (
+        "delivery.duplicate",
+        "job.bury",
+    ):  # and the trace leads from the sender's to ours
+        assert re.search(rf'"event": "{event}".*"traceparent": "00-a{{32}}-b{{16}}-01"', logs), (
+            event
+        )

@@ -26,16 +26,23 @@ def lease(store, count=64):
 def bury(store, count=1, **more):
     accepted(store, count, **more)
     leases = lease(store)
-    assert all(store.settle([Settled(held, "dead", {"attempt": 1, "error": "no"}, reason="gave_up") for held in leases]))
+    assert all(
+        store.settle(
+            [
+                Settled(held, "dead", {"attempt": 1, "error": "no"}, reason="gave_up")
+                for held in leases
+            ]
+        )
+    )
     return [held.delivery.id for held in leases]
 
 
 def state(store):
     """Everything Redis holds of jobs, to compare before and after."""
     names = sorted(name for name in store.redis.scan_iter("*") if b"metrics" not in name)
-    return {name: store.redis.dump(name) for name in names if store.redis.type(name) != b"stream"} | {
-        name: store.redis.xrange(name) for name in names if store.redis.type(name) == b"stream"
-    }
+    return {
+        name: store.redis.dump(name) for name in names if store.redis.type(name) != b"stream"
+    } | {name: store.redis.xrange(name) for name in names if store.redis.type(name) == b"stream"}
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +118,9 @@ def test_lease_hands_every_job_to_one_worker_only(store, other):
 def test_lease_again_returns_what_a_lost_reply_had_leased(store):
     accepted(store, 3)
     lost = lease(store)
-    assert [held.entry for held in store.lease(["github"], 64, 1, again=True)] == [held.entry for held in lost]
+    assert [held.entry for held in store.lease(["github"], 64, 1, again=True)] == [
+        held.entry for held in lost
+    ]
 
 
 def test_lease_after_redis_came_back_empty_makes_its_groups_again(store):
@@ -127,7 +136,14 @@ def test_lease_after_redis_came_back_empty_makes_its_groups_again(store):
 def test_renew_keeps_a_lease_from_running_out(store, other):
     accepted(store)
     held = lease(store)
-    until(lambda: store.redis.xpending_range(key("ready", "github"), "workers", "-", "+", 1)[0]["time_since_delivered"] > 20)
+    until(
+        lambda: (
+            store.redis.xpending_range(key("ready", "github"), "workers", "-", "+", 1)[0][
+                "time_since_delivered"
+            ]
+            > 20
+        )
+    )
     store.renew({"github": [held[0].entry], "none": []})
     assert other.reclaim("w1", idle_s=0.02) == []
     assert store.settle([Settled(held[0], "done")]) == [True]
@@ -142,7 +158,9 @@ def test_settle_ends_the_lease_in_one_place(store, outcome):
     held = lease(store)[0]
     assert store.settle([Settled(held, outcome, {"attempt": 1}, reason="gave_up")]) == [True]
     audit = store.audit()
-    assert [name for name in ("ready", "leased", "retry", "dead", "done") if audit[name]] == [outcome]
+    assert [name for name in ("ready", "leased", "retry", "dead", "done") if audit[name]] == [
+        outcome
+    ]
 
 
 @pytest.mark.parametrize("outcome", ["done", "retry", "dead", "ready"])
@@ -202,7 +220,9 @@ def test_body_and_head_come_through_every_state_unchanged_R3(store):
 def test_promote_moves_what_is_due_and_nothing_else(store):
     accepted(store, 2)
     first, second = lease(store)
-    store.settle([Settled(first, "retry", {"attempt": 1}, 0), Settled(second, "retry", {"attempt": 1}, 60)])
+    store.settle(
+        [Settled(first, "retry", {"attempt": 1}, 0), Settled(second, "retry", {"attempt": 1}, 60)]
+    )
     assert store.promote() == [("github", first.delivery.id)]
     assert store.promote() == []
     assert lease(store)[0].delivery.attempt == 1
@@ -250,22 +270,37 @@ def test_reclaim_of_several_makes_suspects_that_pay_no_attempt_R9(store, other):
     assert {(h.deaths, h.suspect, h.delivery.attempt) for h in lease(store)} == {(0, True, 0)}
 
 
-@pytest.mark.parametrize(("seen", "starts_wanted"), [(True, MAX_DEATHS), (False, MAX_DEATHS + 1)], ids=["seen", "unseen"])
-def test_reclaim_buries_a_killer_at_its_third_known_death_and_no_neighbour_R9(store, seen, starts_wanted):
+@pytest.mark.parametrize(
+    ("seen", "starts_wanted"), [(True, MAX_DEATHS), (False, MAX_DEATHS + 1)], ids=["seen", "unseen"]
+)
+def test_reclaim_buries_a_killer_at_its_third_known_death_and_no_neighbour_R9(
+    store, seen, starts_wanted
+):
     killer = accepted(store, 5)[2].id
     starts, done, hand = 0, [], b""
     for life in range(10):
-        worker = Store(store.redis.connection_pool.connection_kwargs["path"].join(["unix://", ""]), f"life-{life}")
+        worker = Store(
+            store.redis.connection_pool.connection_kwargs["path"].join(["unix://", ""]),
+            f"life-{life}",
+        )
         for held in worker.lease(["github"], 64, 1):
             if held.suspect:
                 worker.announce(held)
             if held.delivery.id == killer:
                 starts, hand = starts + 1, held.entry
                 break
-            done += [held.delivery.id] if worker.settle([Settled(held, "done", {"attempt": 1})]) == [True] else []
+            done += (
+                [held.delivery.id]
+                if worker.settle([Settled(held, "done", {"attempt": 1})]) == [True]
+                else []
+            )
             if held.suspect:
                 worker.announce(None)
-        assert all(row[3] == 0 for row in store.reclaim(worker.name, hand=hand if seen else None) if row[1] != killer)
+        assert all(
+            row[3] == 0
+            for row in store.reclaim(worker.name, hand=hand if seen else None)
+            if row[1] != killer
+        )
         worker.close()
     assert starts == starts_wanted and len(done) == 4
     assert [job.reason for job in dead(store)] == ["killed_worker"]
@@ -361,7 +396,16 @@ def test_epoch_changes_only_when_redis_came_back_empty(store):
 
 def test_redis_away_raises_away_from_every_verb():
     store = Store("unix:///nowhere/r.sock", "w1")
-    verbs = [store.audit, store.promote, store.sources, store.ping, store.epoch, store.health, store.last_batch, lambda: store.gone(set())]
+    verbs = [
+        store.audit,
+        store.promote,
+        store.sources,
+        store.ping,
+        store.epoch,
+        store.health,
+        store.last_batch,
+        lambda: store.gone(set()),
+    ]
     for verb in verbs:
         with pytest.raises(Away):
             verb()
@@ -376,7 +420,14 @@ def test_full_redis_refuses_whole_batches_and_can_still_be_drained(small_redis):
     assert full["gap"] == 0 and full["accepted"] % 4 == 0
     held = store.lease(["github"], 20, 100)
     outcomes = ["retry", "dead", "ready", "done"]
-    assert all(store.settle([Settled(h, outcomes[n % 4], {"attempt": 1}, reason="gave_up") for n, h in enumerate(held)]))
+    assert all(
+        store.settle(
+            [
+                Settled(h, outcomes[n % 4], {"attempt": 1}, reason="gave_up")
+                for n, h in enumerate(held)
+            ]
+        )
+    )
     assert store.promote() and store.reclaim("nobody") == []
     while held := store.lease(["github"], 20, 1):
         store.settle([Settled(h, "done", {"attempt": 1}) for h in held])
@@ -434,7 +485,10 @@ def test_intake_is_not_up_as_long_as_the_replicas_that_are_asked_for_are_missing
     made = Intake(redis_server.url, "ingest-a-1-x", lambda: woken.append(1), replicas=1)
     made.start()
     until(lambda: woken)
-    assert not made.adopt() and "0 replicas have it in memory in time, and DURABILITY asks for 1" in made.why
+    assert (
+        not made.adopt()
+        and "0 replicas have it in memory in time, and DURABILITY asks for 1" in made.why
+    )
 
 
 @pytest.mark.parametrize("reply", [1, [0, 1]], ids=["WAIT", "WAITAOF"])
@@ -456,10 +510,19 @@ def test_batch_counts_when_as_many_replicas_confirm_as_are_asked_for(intake, sto
 HERE = {"pid": 7, "up_s": 60, "connections": 3, "spooled": 206}
 
 
-def test_ingestion_of_a_host_that_is_silent_is_remembered_and_of_one_that_is_heard_only_who_lives(store, redis_server):
-    old = {"ingest-a-1-x": ("a", 60, HERE), "ingest-b-2-y": ("b", 60, HERE), "ingest-c-3-z": ("c", 100_000, HERE), "odd": ("d", 60, {})}
+def test_ingestion_of_a_host_that_is_silent_is_remembered_and_of_one_that_is_heard_only_who_lives(
+    store, redis_server
+):
+    old = {
+        "ingest-a-1-x": ("a", 60, HERE),
+        "ingest-b-2-y": ("b", 60, HERE),
+        "ingest-c-3-z": ("c", 100_000, HERE),
+        "odd": ("d", 60, {}),
+    }
     for name, (host, ago_s, facts) in old.items():
-        store.redis.hset(key("ingestion"), name, f"{store.now() - ago_s}\n{host}\n{json.dumps(facts)}")
+        store.redis.hset(
+            key("ingestion"), name, f"{store.now() - ago_s}\n{host}\n{json.dumps(facts)}"
+        )
     woken = []
     one = Intake(redis_server.url, "ingest-a-4-w", lambda: woken.append(1))
     one.start()
@@ -486,7 +549,9 @@ def test_heartbeat_that_is_not_answered_is_overdue_and_is_not_followed_by_more_R
     assert one.failed("no answer") == [] and not one.overdue(time.monotonic() + 1000)
 
 
-def test_intake_whose_entry_cannot_be_made_claims_nothing_and_gives_its_tokens_back_R6(intake, store):
+def test_intake_whose_entry_cannot_be_made_claims_nothing_and_gives_its_tokens_back_R6(
+    intake, store
+):
     store.redis.set(key("ready", "github"), "somebody else's")
     made = [(delivery(delivery_id="x"), WEEK)]
     intake.submit(made, None, "refused")
@@ -500,12 +565,18 @@ def test_intake_whose_entry_cannot_be_made_claims_nothing_and_gives_its_tokens_b
 
 
 def test_accept_of_new_and_known_in_one_batch_leaves_one_entry_for_each_job_R6(store):
-    known = [delivery(source, f"{source}-{n}") for source in ("github", "partner") for n in range(3)]
+    known = [
+        delivery(source, f"{source}-{n}") for source in ("github", "partner") for n in range(3)
+    ]
     store.accept([(d, WEEK) for d in known[::2]])
     again = [delivery(d.source, d.delivery_id) for d in known]
     ids = store.accept([(d, WEEK) for d in again])
     assert ids == [d.id if n % 2 == 0 else again[n].id for n, d in enumerate(known)]
-    entries = [values[b"id"].decode() for name in ("github", "partner") for _, values in store.redis.xrange(key("ready", name))]
+    entries = [
+        values[b"id"].decode()
+        for name in ("github", "partner")
+        for _, values in store.redis.xrange(key("ready", name))
+    ]
     assert sorted(entries) == sorted(ids) and store.audit()["gap"] == 0
 
 
@@ -538,7 +609,9 @@ def test_entry_that_nobody_will_run_is_named_by_the_audit(store):
     made = accepted(store, 2)
     held = lease(store)
     store.redis.xack(key("ready", "github"), "workers", held[0].entry)
-    assert store.orphans() == [f"{made[0].id} of github is neither ready nor leased: nobody will run it"]
+    assert store.orphans() == [
+        f"{made[0].id} of github is neither ready nor leased: nobody will run it"
+    ]
     store.redis.flushall()
 
 
@@ -547,7 +620,12 @@ def test_settle_with_a_delay_that_is_no_number_changes_nothing(store):
     held = lease(store)
     for delay in (float("nan"), float("inf"), -1):
         with pytest.raises(Away):
-            store.settle([Settled(held[0], "done", {"attempt": 1}), Settled(held[1], "retry", {"attempt": 1}, delay)])
+            store.settle(
+                [
+                    Settled(held[0], "done", {"attempt": 1}),
+                    Settled(held[1], "retry", {"attempt": 1}, delay),
+                ]
+            )
     assert (store.audit()["leased"], store.audit()["gap"], store.orphans()) == (2, 0, [])
 
 
@@ -591,7 +669,11 @@ def test_worker_that_hangs_on_a_server_that_failed_has_the_time_to_come_back(sto
     assert store.gone({"late-1"}) == {"late-1"}
 
 
-@pytest.mark.parametrize("field, value", [("run", "another"), ("since", 1e11)], ids=["another server", "a clock set back"])
+@pytest.mark.parametrize(
+    "field, value",
+    [("run", "another"), ("since", 1e11)],
+    ids=["another server", "a clock set back"],
+)
 def test_note_of_another_server_or_time_makes_nobody_gone(store, field, value):
     long_up(store)
     store.redis.hset(key("missing"), "dead-1", 1)
@@ -606,7 +688,12 @@ def test_note_of_another_server_or_time_makes_nobody_gone(store, field, value):
 
 def added(store, job, version=b"1", *more):
     """Add an entry as another version of webhookd would; return its id."""
-    facts = ("id", job.id), ("delivery_id", job.delivery_id), ("event_type", "push"), ("received_at", job.received_at)
+    facts = (
+        ("id", job.id),
+        ("delivery_id", job.delivery_id),
+        ("event_type", "push"),
+        ("received_at", job.received_at),
+    )
     facts += ("attempt", 0), ("deaths", 0), ("suspect", 0), ("head", job.head), ("body", job.body)
     store.redis.sadd(key("sources"), "github")
     store.redis.hincrby(key("ledger"), "accepted", 1)
@@ -625,7 +712,9 @@ def test_jobs_of_the_previous_format_go_through_every_move(store):
         Settled(leases[2], "dead", {"attempt": 1}, reason="gave_up"),
     ]
     assert store.settle([*ends, Settled(leases[3], "ready")]) == [True] * 4
-    assert store.promote() == [("github", jobs[1].id)] and store.redrive([jobs[2].id], act()) == [jobs[2].id]
+    assert store.promote() == [("github", jobs[1].id)] and store.redrive([jobs[2].id], act()) == [
+        jobs[2].id
+    ]
     again = {lease.delivery.id: lease.delivery for lease in store.lease(["github"], 4, 100)}
     assert again == {job.id: job._replace(attempt=int(job is jobs[1])) for job in jobs[1:]}
     assert store.reclaim("w1")[0][2] == "ready" and store.audit()["gap"] == 0
@@ -643,5 +732,9 @@ def test_job_of_a_newer_format_is_neither_run_nor_changed_nor_lost(store, other)
     store.redis.hset(key("job", "parked"), mapping={"v": 2, "id": "parked", "source": "github"})
     for name in ("retry", "dead"):
         store.redis.zadd(key(name), {"parked": 1})
-    assert store.promote() == [] and store.redrive(["parked"], act()) == [] and store.redis.hget(key("job", "parked"), "v") == b"2"
+    assert (
+        store.promote() == []
+        and store.redrive(["parked"], act()) == []
+        and store.redis.hget(key("job", "parked"), "v") == b"2"
+    )
     store.redis.delete(key("job", "parked"), key("retry"), key("dead"))

@@ -1,4 +1,6 @@
-"""supervisord.conf: what it must say, and that each line that is not a default has its reason above it."""
+"""supervisord.conf: what it must say, and that each line that is not a default has its reason above
+it.
+"""
 
 import configparser
 import re
@@ -16,7 +18,12 @@ PROGRAMS = [name for name in CONF.sections() if name.startswith(("program:", "fc
 
 
 def test_programs_are_the_four_of_the_design():
-    assert sorted(PROGRAMS) == ["fcgi-program:webhookd", "program:dashboard", "program:redis", "program:worker"]
+    assert sorted(PROGRAMS) == [
+        "fcgi-program:webhookd",
+        "program:dashboard",
+        "program:redis",
+        "program:worker",
+    ]
     # Within a [group:x] supervisor 4.3.0 hands a pipe over in the place of the socket.
     assert not [name for name in CONF.sections() if name.startswith("group:")]
 
@@ -52,10 +59,26 @@ def test_control_socket_is_unix_only_and_private():
 
 
 def test_every_unusual_line_has_its_reason():
-    # The first line of a key in the file has a comment above it, or in the list at the head of the programs.
-    plain = {"file", "command", "process_name", "numprocs", "priority", "stopwaitsecs", "logfile", "pidfile", "childlogdir"}
+    # The first line of a key in the file has a comment above it, or in the list at the head of the
+    # programs.
+    plain = {
+        "file",
+        "command",
+        "process_name",
+        "numprocs",
+        "priority",
+        "stopwaitsecs",
+        "logfile",
+        "pidfile",
+        "childlogdir",
+    }
     plain |= {"username", "password", "supervisor.rpcinterface_factory", "stdout_logfile"}
-    plain |= {key for section in CONF.sections() for key in CONF[section] if key.endswith(("_maxbytes", "_backups"))}
+    plain |= {
+        key
+        for section in CONF.sections()
+        for key in CONF[section]
+        if key.endswith(("_maxbytes", "_backups"))
+    }
     lines = TEXT.splitlines()
     for number, line in enumerate(lines):
         key = line.partition("=")[0]
@@ -73,7 +96,13 @@ def test_unit_of_systemd_is_as_systemd_wants_it(tmp_path):
     unit = tmp_path / "webhookd.service"
     text = (ROOT / "ops/webhookd.service").read_text().replace("/opt/webhookd", str(ROOT))
     unit.write_text(text)
-    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stderr) == (0, "")
-    stop_s = sum(int(CONF[name]["stopwaitsecs"]) for name in PROGRAMS if CONF[name]["stopwaitsecs"].isdigit())
-    assert int(re.search(r"TimeoutStopSec=(\d+)", text)[1]) >= stop_s + 40  # one group after the other, and a worker its 30 s and 10
+    stop_s = sum(
+        int(CONF[name]["stopwaitsecs"]) for name in PROGRAMS if CONF[name]["stopwaitsecs"].isdigit()
+    )
+    assert (
+        int(re.search(r"TimeoutStopSec=(\d+)", text)[1]) >= stop_s + 40
+    )  # one group after the other, and a worker its 30 s and 10

@@ -1,4 +1,6 @@
-"""Ingestion from outside: bytes into a real process, exact answers out; and what it does when Redis is in trouble."""
+"""Ingestion from outside: bytes into a real process, exact answers out; and what it does when Redis
+is in trouble.
+"""
 
 import json
 import os
@@ -97,13 +99,18 @@ def test_signed_delivery_is_accepted_and_its_bytes_kept_R3(port, store, way):
     body = b'{"a":"\xff\x00"}'
     data = request(body)
     cut = data.index(b"\r\n\r\n") + 4
-    pieces = {"whole": [data], "byte by byte": [data[i : i + 1] for i in range(len(data))]}.get(way, [data[:cut], data[cut:]])
+    pieces = {"whole": [data], "byte by byte": [data[i : i + 1] for i in range(len(data))]}.get(
+        way, [data[:cut], data[cut:]]
+    )
     with Client(port) as client:
         for piece in pieces:
             client.send(piece)
         line, headers, answer = client.answer()
     assert line == GOOD and headers["content-type"] == "application/json"
-    assert set(json.loads(answer)) == {"status", "id", "reason"} and json.loads(answer)["status"] == "accepted"
+    assert (
+        set(json.loads(answer)) == {"status", "id", "reason"}
+        and json.loads(answer)["status"] == "accepted"
+    )
     assert bodies(store) == [body]
 
 
@@ -117,7 +124,9 @@ def test_delivery_with_trailing_garbage_is_accepted_and_the_garbage_refused(port
 
 
 def test_pipelined_requests_are_answered_in_their_order(port, store):
-    data = b"".join(request(b'{"n":%d}' % n) + b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n" for n in range(20))
+    data = b"".join(
+        request(b'{"n":%d}' % n) + b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n" for n in range(20)
+    )
     with Client(port) as client:
         client.send(data)
         lines = [client.answer()[0][9:12] for _ in range(40)]
@@ -126,19 +135,30 @@ def test_pipelined_requests_are_answered_in_their_order(port, store):
 
 
 def test_same_delivery_again_is_a_duplicate_with_the_same_id_R6(port, store):
-    data = request(headers={**signed(delivery_id="twice"), "X-Hub-Signature-256": signed()["X-Hub-Signature-256"]})
+    data = request(
+        headers={
+            **signed(delivery_id="twice"),
+            "X-Hub-Signature-256": signed()["X-Hub-Signature-256"],
+        }
+    )
     first, second = (json.loads(ask(port, data)[2]) for _ in range(2))
-    assert (first["status"], second["status"]) == ("accepted", "duplicate") and first["id"] == second["id"]
+    assert (first["status"], second["status"]) == ("accepted", "duplicate") and first[
+        "id"
+    ] == second["id"]
     assert store.metrics().get("duplicates:github") == 1
 
 
 def test_connection_ends_after_the_answer_when_the_sender_says_so(port):
     with Client(port) as client:
-        line, headers, _ = client.send(request(headers={**signed(), "Connection": "close"})).answer()
+        line, headers, _ = client.send(
+            request(headers={**signed(), "Connection": "close"})
+        ).answer()
         assert line == GOOD and headers["connection"] == "close" and client.rest() == b""
     with Client(port) as client:
         line, headers, _ = client.send(b"GET / HTTP/1.0\r\n\r\n").answer()
-        assert line == "HTTP/1.1 200 OK" and headers["connection"] == "close" and client.rest() == b""
+        assert (
+            line == "HTTP/1.1 200 OK" and headers["connection"] == "close" and client.rest() == b""
+        )
 
 
 def test_half_closed_sender_is_still_answered_for_everything(port):
@@ -156,8 +176,16 @@ def test_expect_is_met_only_after_the_checks(port):
         client.send(data[:cut])
         assert client.file.readline() + client.file.readline() == b"HTTP/1.1 100 Continue\r\n\r\n"
         assert client.send(data[cut:]).answer()[0] == GOOD
-    for head in (b"Content-Length: 99999999999\r\n", b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"):
-        line = ask(port, b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n" + head + b"\r\n")[0]
+    for head in (
+        b"Content-Length: 99999999999\r\n",
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+    ):
+        line = ask(
+            port,
+            b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
+            + head
+            + b"\r\n",
+        )[0]
         assert "100" not in line and line[9:12] in ("413", "400")
 
 
@@ -175,12 +203,34 @@ def test_expect_is_met_only_after_the_checks(port):
         (request(path="/api/webhooks/github/x"), 404, "unknown_source"),
         (request(path="/api/webhooks/..%2fgithub"), 404, "unknown_source"),
         (b"GET /api/webhooks/github HTTP/1.1\r\nHost: a\r\n\r\n", 405, "bad_request"),
-        (b"PUT /api/webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", 405, "bad_request"),
+        (
+            b"PUT /api/webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+            405,
+            "bad_request",
+        ),
         (b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\n\r\n", 411, "bad_request"),
-        (b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 411, "bad_request"),
-        (b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "bad_request"),
-        (b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n", 413, "too_large"),
-        (b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Length: " + b"9" * 30 + b"\r\n\r\n", 413, "too_large"),
+        (
+            b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            411,
+            "bad_request",
+        ),
+        (
+            b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
+            501,
+            "bad_request",
+        ),
+        (
+            b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n",
+            413,
+            "too_large",
+        ),
+        (
+            b"POST /api/webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Length: "
+            + b"9" * 30
+            + b"\r\n\r\n",
+            413,
+            "too_large",
+        ),
         (b"POST /api/webhooks/github HTTP/3.0\r\nHost: a\r\n\r\n", 505, "bad_request"),
         (b"POST /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, "bad_request"),
         (b"POST / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431, "bad_request"),
@@ -221,7 +271,9 @@ def test_body_of_another_request_is_never_taken_for_the_next(port):
     inner = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
     for start in (b"GET /livez", b"POST /api/webhooks/nosuch", b"POST /nothing"):
         with Client(port) as client:
-            client.send(start + b" HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(inner) + inner)
+            client.send(
+                start + b" HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(inner) + inner
+            )
             client.answer()
             assert client.rest() == b""
 
@@ -252,7 +304,11 @@ def test_413_is_read_by_a_sender_that_is_still_sending(port):
 )
 def test_other_pages_have_their_codes(port, data, code):
     with Client(port) as client:
-        line, _, body = client.send(data).answer() if b"HEAD" not in data else (client.send(data).file.readline().decode(), {}, b"")
+        line, _, body = (
+            client.send(data).answer()
+            if b"HEAD" not in data
+            else (client.send(data).file.readline().decode(), {}, b"")
+        )
     assert int(line[9:12]) == code and b"Traceback" not in body
 
 
@@ -266,9 +322,18 @@ def test_refusals_are_counted_exactly_and_logged_with_a_limit_R8(serve, store):
 
 def test_nothing_secret_is_logged(serve):
     program, port = serve()
-    headers = {**signed(b"marked-body"), "Authorization": "Basic marked-auth", "Cookie": "marked-cookie"}
+    headers = {
+        **signed(b"marked-body"),
+        "Authorization": "Basic marked-auth",
+        "Cookie": "marked-cookie",
+    }
     ask(port, request(b"marked-body", headers=headers))
-    ask(port, request(b"marked-body", headers={**headers, "X-Hub-Signature-256": "sha256=marked-signature"}))
+    ask(
+        port,
+        request(
+            b"marked-body", headers={**headers, "X-Hub-Signature-256": "sha256=marked-signature"}
+        ),
+    )
     program.saw("request.reject")
     assert "marked" not in program.text and SECRET not in program.text
 
@@ -282,11 +347,16 @@ def spool_of(tmp_path):
 
 def drained(store, tmp_path, **wanted):
     """Wait until the spool is empty and the audit says what is wanted."""
-    until(lambda: spool_of(tmp_path).size() == (0, 0) and wanted.items() <= store.audit().items(), what=store.audit())
+    until(
+        lambda: spool_of(tmp_path).size() == (0, 0) and wanted.items() <= store.audit().items(),
+        what=store.audit(),
+    )
     assert store.audit()["gap"] == 0
 
 
-def test_redis_away_goes_to_the_spool_and_is_drained_without_a_restart_R1(serve, private_redis, tmp_path):
+def test_redis_away_goes_to_the_spool_and_is_drained_without_a_restart_R1(
+    serve, private_redis, tmp_path
+):
     program, port = serve(redis=private_redis)
     assert ask(port, request())[0] == GOOD
     private_redis.stop()
@@ -296,11 +366,15 @@ def test_redis_away_goes_to_the_spool_and_is_drained_without_a_restart_R1(serve,
     store = Store(private_redis.url, "probe")
     drained(store, tmp_path, accepted=6, ready=6)
     assert ask(port, request())[0] == GOOD and program.process.poll() is None
-    assert [len(program.events(name)) for name in ("redis.away", "redis.up", "spool.begin", "spool.end")] == [1, 2, 1, 1]
+    assert [
+        len(program.events(name)) for name in ("redis.away", "redis.up", "spool.begin", "spool.end")
+    ] == [1, 2, 1, 1]
     store.close()
 
 
-def test_spooled_deliveries_are_drained_in_the_order_of_arrival_with_their_bytes_R3(serve, private_redis, tmp_path):
+def test_spooled_deliveries_are_drained_in_the_order_of_arrival_with_their_bytes_R3(
+    serve, private_redis, tmp_path
+):
     _, port = serve(redis=private_redis)
     private_redis.stop()
     sent = [bytes(range(256)) * (n % 3) + str(n).encode() for n in range(150)]
@@ -313,7 +387,9 @@ def test_spooled_deliveries_are_drained_in_the_order_of_arrival_with_their_bytes
     store.close()
 
 
-def test_frozen_redis_is_given_up_within_its_limit_and_runs_nothing_twice_R6_R7(serve, private_redis, tmp_path):
+def test_frozen_redis_is_given_up_within_its_limit_and_runs_nothing_twice_R6_R7(
+    serve, private_redis, tmp_path
+):
     _, port = serve(redis=private_redis)
     data = request(headers=signed(delivery_id="once"))
     private_redis.process.send_signal(signal.SIGSTOP)
@@ -338,7 +414,9 @@ def test_full_redis_goes_to_the_spool_until_there_is_room(serve, small_redis, tm
     store.close()
 
 
-def test_spool_that_cannot_take_it_is_answered_503_and_never_4xx_and_mends_by_itself(serve, private_redis, tmp_path):
+def test_spool_that_cannot_take_it_is_answered_503_and_never_4xx_and_mends_by_itself(
+    serve, private_redis, tmp_path
+):
     program, port = serve(redis=private_redis, MAX_SPOOL=20_000)
     private_redis.stop()
     answers = [ask(port, request(b"x" * 5000)) for _ in range(6)]
@@ -376,7 +454,9 @@ def test_two_processes_that_drain_one_spool_make_each_job_once_R6(serve, private
     store.close()
 
 
-def test_wiped_redis_goes_on_without_a_restart_and_without_a_refusal(serve, private_redis, tmp_path):
+def test_wiped_redis_goes_on_without_a_restart_and_without_a_refusal(
+    serve, private_redis, tmp_path
+):
     _, port = serve(redis=private_redis)
     store = Store(private_redis.url, "w1")
     store.redis.flushall()
@@ -391,7 +471,9 @@ def test_wiped_redis_goes_on_without_a_restart_and_without_a_refusal(serve, priv
 
 @pytest.fixture
 def short(redis_server, store, monkeypatch, tmp_path):
-    """Return start(**settings) → port of a Server in a thread, whose limits of time are a few tenths of a second."""
+    """Return start(**settings) → port of a Server in a thread, whose limits of time are a few
+    tenths of a second.
+    """
     monkeypatch.setattr(wire, "HEAD_S", 0.3)
     monkeypatch.setattr(wire, "BODY_S", 0.5)
     monkeypatch.setattr(wire, "IDLE_S", 0.3)
@@ -403,7 +485,13 @@ def short(redis_server, store, monkeypatch, tmp_path):
 
     def start(**settings):
         port, asked = free_port(), Asked()
-        env = {"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "PORT": str(port), "STATE_DIR": str(tmp_path), **settings}
+        env = {
+            "WEBHOOK_SECRET": SECRET,
+            "REDIS_URL": redis_server.url,
+            "PORT": str(port),
+            "STATE_DIR": str(tmp_path),
+            **settings,
+        }
         server = webhookd.Server(config.load(environ=env, root=tmp_path))
         thread = threading.Thread(target=server.run, args=(asked,))
         thread.start()
@@ -423,7 +511,9 @@ def short(redis_server, store, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "code"), [(b"GET / HT", 408), (request()[:-1], 408), (b"", None)], ids=["half a head", "half a body", "nothing"]
+    ("data", "code"),
+    [(b"GET / HT", 408), (request()[:-1], 408), (b"", None)],
+    ids=["half a head", "half a body", "nothing"],
 )
 def test_slow_sender_is_ended_at_an_absolute_time_R7(short, data, code):
     port, _ = short()
@@ -465,7 +555,11 @@ def test_bytes_over_max_held_are_refused_and_the_rest_goes_on(short):
         holder.send(big[:100_000])
         until(lambda: server.held > 99_000)
         line, headers, body = ask(port, big)
-        assert line.startswith("HTTP/1.1 503") and headers["retry-after"] and json.loads(body)["reason"] == "overloaded"
+        assert (
+            line.startswith("HTTP/1.1 503")
+            and headers["retry-after"]
+            and json.loads(body)["reason"] == "overloaded"
+        )
         assert ask(port, request())[0] == GOOD
         assert holder.send(big[100_000:]).answer()[0] == GOOD
     until(lambda: server.held == 0)
@@ -473,7 +567,9 @@ def test_bytes_over_max_held_are_refused_and_the_rest_goes_on(short):
 
 def test_bodies_that_are_announced_and_not_sent_keep_nobody_out(serve):
     _, port = serve(MAX_HELD="200kb")
-    begun = request(b"x", headers={"Content-Length": "180000"}).replace(b"Content-Length: 1\r\n", b"")
+    begun = request(b"x", headers={"Content-Length": "180000"}).replace(
+        b"Content-Length: 1\r\n", b""
+    )
     with ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(Client(port)).send(begun)
@@ -504,10 +600,16 @@ def test_half_sent_bodies_make_room_too_and_are_told_so(short, monkeypatch):
     monkeypatch.setattr(webhookd, "FIRST_REDIS_S", 0.0)
     port, server = short(MAX_CONNECTIONS="20")
     with ExitStack() as stack:
-        slow = [stack.enter_context(Client(port)).send(request(b"x" * 2000)[:-1]) for _ in range(20)]
+        slow = [
+            stack.enter_context(Client(port)).send(request(b"x" * 2000)[:-1]) for _ in range(20)
+        ]
         assert ask(port, request())[0] == GOOD
         line, headers, body = slow[0].answer()
-        assert line.startswith("HTTP/1.1 503") and headers["retry-after"] and json.loads(body)["reason"] == "overloaded"
+        assert (
+            line.startswith("HTTP/1.1 503")
+            and headers["retry-after"]
+            and json.loads(body)["reason"] == "overloaded"
+        )
         assert len(server.connections) <= 40
 
 
@@ -518,10 +620,14 @@ def test_read_ahead_of_a_sender_that_reads_no_answers_is_bounded(short):
         sent = 0
         try:
             while sent < 50_000_000:
-                sent += client.sock.send(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n" * 2000)  # and read no answer
+                sent += client.sock.send(
+                    b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n" * 2000
+                )  # and read no answer
         except TimeoutError:
             pass
-        assert all(len(c.buffer) <= webhookd.READ_AHEAD + webhookd.READ for c in list(server.connections))
+        assert all(
+            len(c.buffer) <= webhookd.READ_AHEAD + webhookd.READ for c in list(server.connections)
+        )
         assert sent < 50_000_000
 
 
@@ -578,9 +684,17 @@ def test_socket_on_fd_0_is_served_without_binding(redis_server, store, tmp_path)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(64)
-        env = {"PATH": os.environ["PATH"], "WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "PORT": "1", "WEBHOOKS_FILE": ""}
+        env = {
+            "PATH": os.environ["PATH"],
+            "WEBHOOK_SECRET": SECRET,
+            "REDIS_URL": redis_server.url,
+            "PORT": "1",
+            "WEBHOOKS_FILE": "",
+        }
         command = [sys.executable, str(ROOT / "webhookd.py")]
-        with subprocess.Popen(command, stdin=listener, stdout=subprocess.DEVNULL, env=env, cwd=tmp_path) as program:
+        with subprocess.Popen(
+            command, stdin=listener, stdout=subprocess.DEVNULL, env=env, cwd=tmp_path
+        ) as program:
             assert ask(listener.getsockname()[1], request())[0] == GOOD
             program.terminate()
             assert program.wait(10) == 0
@@ -589,7 +703,10 @@ def test_socket_on_fd_0_is_served_without_binding(redis_server, store, tmp_path)
 def test_wrong_settings_end_with_78_and_every_mistake(running):
     program = running("webhookd.py", PORT="x", MAX_BODY="lots", WEBHOOK_SECRET="short")
     assert program.process.wait(10) == 78
-    assert all(name in program.text for name in ("PORT is 'x'", "MAX_BODY is 'lots'", "WEBHOOK_SECRET is not acceptable"))
+    assert all(
+        name in program.text
+        for name in ("PORT is 'x'", "MAX_BODY is 'lots'", "WEBHOOK_SECRET is not acceptable")
+    )
     assert "Traceback" not in program.text and "short" not in program.text.replace("shorter", "")
 
 
@@ -599,12 +716,19 @@ def test_taken_port_is_told_in_a_sentence(running):
         taken.listen(1)
         program = running("webhookd.py", PORT=taken.getsockname()[1])
         assert program.process.wait(10) == 1
-    assert re.search(r"cannot be listened on: Address already in use. Set HOST and PORT", program.text) and "Traceback" not in program.text
+    assert (
+        re.search(r"cannot be listened on: Address already in use. Set HOST and PORT", program.text)
+        and "Traceback" not in program.text
+    )
 
 
 @pytest.mark.parametrize(
     ("args", "code", "said"),
-    [(["--check"], 0, "The settings are good"), (["--che"], 2, "unrecognized"), (["--send"], 69, "does not answer")],
+    [
+        (["--check"], 0, "The settings are good"),
+        (["--che"], 2, "unrecognized"),
+        (["--send"], 69, "does not answer"),
+    ],
 )
 def test_modes_of_the_command_say_what_is(running, args, code, said):
     program = running("webhookd.py", *args, PORT=free_port())
@@ -623,7 +747,10 @@ def test_sample_is_followed_to_its_end(serve, running, extra, code, said):
 
 def test_signals_that_came_before_the_handler_are_not_missed():
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    saved = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    saved = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
     try:
         os.kill(os.getpid(), signal.SIGHUP)
         assert process.Signals().reload
@@ -647,8 +774,13 @@ def test_counters_stay_out_of_the_keyspace_of_strangers(port, store):
 def test_sender_that_is_gone_when_its_next_request_is_reached_harms_nobody(port, store):
     for _ in range(50):
         with Client(port) as client:
-            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close() resets
-            client.send(request() + request(b"x" * 10, headers={**signed(b"x" * 10), "Expect": "100-continue"})[:-10])
+            client.sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+            )  # close() resets
+            client.send(
+                request()
+                + request(b"x" * 10, headers={**signed(b"x" * 10), "Expect": "100-continue"})[:-10]
+            )
     assert ask(port, request())[0] == GOOD
 
 
@@ -732,7 +864,9 @@ def test_counters_of_a_flush_whose_reply_was_lost_are_counted_once(serve, privat
     program.saw("redis.away")
     private_redis.process.send_signal(signal.SIGCONT)
     until(lambda: store.metrics().get("rejected:github:missing", 0) >= 7)
-    assert ask(port, request())[0] == GOOD and ask(port, request(headers={}))[0].startswith("HTTP/1.1 401")
+    assert ask(port, request())[0] == GOOD and ask(port, request(headers={}))[0].startswith(
+        "HTTP/1.1 401"
+    )
     until(lambda: store.metrics()["rejected:github:missing"] == 8)
     store.close()
 
@@ -759,7 +893,12 @@ def test_reader_of_the_log_that_has_stopped_stops_nobody(redis_server, store, tm
         "WEBHOOKS_FILE": "",
     }
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "webhookd.py")], stdout=writer, stderr=writer, stdin=subprocess.DEVNULL, env=env, cwd=tmp_path
+        [sys.executable, str(ROOT / "webhookd.py")],
+        stdout=writer,
+        stderr=writer,
+        stdin=subprocess.DEVNULL,
+        env=env,
+        cwd=tmp_path,
     )
     os.close(writer)
     try:
@@ -784,10 +923,14 @@ def test_pipelined_deliveries_do_not_wait_for_a_turn_while_redis_is_away(serve, 
     with Client(port) as client:
         started = time.monotonic()
         client.send(b"".join(request() for _ in range(6)))
-        assert [client.answer()[0] for _ in range(6)] == [GOOD] * 6 and time.monotonic() - started < 0.5
+        assert [client.answer()[0] for _ in range(6)] == [
+            GOOD
+        ] * 6 and time.monotonic() - started < 0.5
 
 
-def test_spool_that_cannot_be_written_is_drained_once_and_counted_once(serve, private_redis, tmp_path):
+def test_spool_that_cannot_be_written_is_drained_once_and_counted_once(
+    serve, private_redis, tmp_path
+):
     program, port = serve(redis=private_redis)
     private_redis.stop()
     assert [ask(port, request())[0] for _ in range(5)] == [GOOD] * 5
@@ -807,7 +950,14 @@ def test_spool_that_cannot_be_written_is_drained_once_and_counted_once(serve, pr
 
 def test_client_of_one_request_is_not_taken_for_that_of_the_next_on_the_same_connection(serve):
     program, port = serve(TRUSTED_PROXIES="127.0.0.1")
-    first = request(headers={"X-Hub-Signature-256": "sha256=" + 64 * "0", "X-Forwarded-For": "203.0.113.9"})
+    first = request(
+        headers={"X-Hub-Signature-256": "sha256=" + 64 * "0", "X-Forwarded-For": "203.0.113.9"}
+    )
     assert ask(port, first + b"nonsense\r\n\r\n")
-    rejects = until(lambda: len(program.events("request.reject")) == 2 and program.events("request.reject"))
-    assert [(line["code"], line["client"]) for line in rejects] == [(401, "203.0.113.9"), (400, "127.0.0.1")]
+    rejects = until(
+        lambda: len(program.events("request.reject")) == 2 and program.events("request.reject")
+    )
+    assert [(line["code"], line["client"]) for line in rejects] == [
+        (401, "203.0.113.9"),
+        (400, "127.0.0.1"),
+    ]

@@ -1,4 +1,6 @@
-"""Heads of requests: what is valid is read as RFC 9112 says, what is not is refused. Fed whole and byte by byte."""
+"""Heads of requests: what is valid is read as RFC 9112 says, what is not is refused. Fed whole and
+byte by byte.
+"""
 
 import ipaddress
 
@@ -118,7 +120,10 @@ INVALID = {  # section of the RFC: rows of (head, status)
         (POST + b"Transfer_Encoding: chunked\r\n\r\n", 400),
         (b"POST /x HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
     ],
-    "9110-10.1.1-expect": [(POST + b"Expect: 200-ok\r\n\r\n", 417), (POST + b"Expect:\r\n\r\n", 417)],
+    "9110-10.1.1-expect": [
+        (POST + b"Expect: 200-ok\r\n\r\n", 417),
+        (POST + b"Expect:\r\n\r\n", 417),
+    ],
     "limits": [
         (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
         (GET + b"X: " + b"a" * 9000 + b"\r\n\r\n", 431),
@@ -126,7 +131,11 @@ INVALID = {  # section of the RFC: rows of (head, status)
         (GET + b"X: %s\r\n" % (b"a" * 8000) * 3 + b"\r\n", 431),
     ],
 }
-ROWS = [pytest.param(head, status, id=f"{section}-{n}") for section, rows in INVALID.items() for n, (head, status) in enumerate(rows)]
+ROWS = [
+    pytest.param(head, status, id=f"{section}-{n}")
+    for section, rows in INVALID.items()
+    for n, (head, status) in enumerate(rows)
+]
 
 
 def read(feed):
@@ -142,7 +151,11 @@ def read(feed):
 
 @pytest.mark.parametrize(("head", "status"), ROWS)
 def test_invalid_head_is_refused_whole_and_byte_by_byte(head, status):
-    for feed in ([head], [head + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"], [head[i : i + 1] for i in range(len(head))]):
+    for feed in (
+        [head],
+        [head + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"],
+        [head[i : i + 1] for i in range(len(head))],
+    ):
         with pytest.raises(BadRequest) as refused:
             read(feed)
         assert refused.value.status == status
@@ -154,7 +167,10 @@ def test_control_byte_is_refused_before_the_head_is_complete(byte):
         head_end(GET + b"X: a" + bytes([byte]))
 
 
-@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\n", b"GET / HTTP/1.1\rX", b"\r\n", b"a" * 9000, GET + b"a: b\r\n" * 4000])
+@pytest.mark.parametrize(
+    "data",
+    [b"GET / HTTP/1.1\n", b"GET / HTTP/1.1\rX", b"\r\n", b"a" * 9000, GET + b"a: b\r\n" * 4000],
+)
 def test_hopeless_head_is_refused_at_once(data):
     with pytest.raises(BadRequest):
         head_end(data)
@@ -163,7 +179,10 @@ def test_hopeless_head_is_refused_at_once(data):
 @pytest.mark.parametrize(
     ("head", "expected"),
     [
-        (GET + b"\r\n", {"method": "GET", "path": "/", "keep_alive": True, "length": None, "expects": False}),
+        (
+            GET + b"\r\n",
+            {"method": "GET", "path": "/", "keep_alive": True, "length": None, "expects": False},
+        ),
         (b"GET /a?b=c?d HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", {"path": "/a", "query": "b=c?d"}),
         (b"GET http://a:1/b?c HTTP/1.1\r\nHost: a\r\n\r\n", {"path": "/b", "query": "c"}),
         (b"GET HTTPS://a HTTP/1.1\r\nHost: a\r\n\r\n", {"path": "/"}),
@@ -172,8 +191,14 @@ def test_hopeless_head_is_refused_at_once(data):
         (GET + b"Connection: foo , CLOSE\r\n\r\n", {"keep_alive": False}),
         (GET + b"Connection: keep-alive\r\n\r\n", {"keep_alive": True}),
         (POST + b"Content-Length: 007\r\n\r\n", {"length": 7}),
-        (POST + b"Content-Length: \t 5 \t\r\nExpect: 100-Continue\r\n\r\n", {"length": 5, "expects": True}),
-        (b"POST /x HTTP/1.0\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n", {"expects": False}),
+        (
+            POST + b"Content-Length: \t 5 \t\r\nExpect: 100-Continue\r\n\r\n",
+            {"length": 5, "expects": True},
+        ),
+        (
+            b"POST /x HTTP/1.0\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+            {"expects": False},
+        ),
         (b"GET / HTTP/1.1\r\nhost:a\r\n\r\n", {"method": "GET"}),
         (b"M-SEARCH / HTTP/1.1\r\nHost: a\r\n\r\n", {"method": "M-SEARCH"}),
     ],
@@ -192,7 +217,9 @@ def test_values_keep_their_bytes_and_repeated_fields_are_joined():
 
 def test_reply_carries_its_length_and_says_when_it_is_the_last():
     made = wire.reply(503, b"abc", "text/plain", "now", extra="Retry-After: 5\r\n", close=True)
-    assert made.startswith(b"HTTP/1.1 503 Service Unavailable\r\n") and made.endswith(b"Connection: close\r\n\r\nabc")
+    assert made.startswith(b"HTTP/1.1 503 Service Unavailable\r\n") and made.endswith(
+        b"Connection: close\r\n\r\nabc"
+    )
     assert b"Content-Length: 3\r\n" in made and b"Retry-After: 5\r\n" in made
 
 
@@ -204,7 +231,11 @@ def test_quoted_text_cannot_end_a_header_line():
     ("peer", "forwarded", "client"),
     [
         ("203.0.113.9", "", "203.0.113.9"),
-        ("203.0.113.9", "198.51.100.1", "203.0.113.9"),  # not of a proxy of ours: anybody can write that
+        (
+            "203.0.113.9",
+            "198.51.100.1",
+            "203.0.113.9",
+        ),  # not of a proxy of ours: anybody can write that
         ("10.0.0.2", "198.51.100.1", "198.51.100.1"),
         ("10.0.0.2", "192.0.2.66, 198.51.100.1", "198.51.100.1"),
         ("10.0.0.2", "192.0.2.66, 198.51.100.1, 10.0.0.3", "198.51.100.1"),

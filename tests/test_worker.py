@@ -1,4 +1,6 @@
-"""The worker: named histories of one job with given time and dice, then real processes that are stopped, killed and frozen."""
+"""The worker: named histories of one job with given time and dice, then real processes that are
+stopped, killed and frozen.
+"""
 
 import faulthandler
 import os
@@ -18,12 +20,25 @@ from hookq.schemes import SCHEMES
 from hookq.signing import Signer
 from hookq.store import Lease, Settled, Store
 
-SOURCE = Source(Signer("github", SCHEMES["github"]), max_attempts=3, retry_base_s=8, retry_max_s=100, timeout_s=5)
+SOURCE = Source(
+    Signer("github", SCHEMES["github"]),
+    max_attempts=3,
+    retry_base_s=8,
+    retry_max_s=100,
+    timeout_s=5,
+)
 
 
 def run(handler, attempt=0, source=SOURCE):
     lease = Lease(b"%d-1" % (1000 * NOW), delivery(attempt=attempt), 0, False)
-    return worker.attempt(lease, source, in_process(handler) if handler else None, "w1", lambda: NOW + 1.5, lambda: 0.5)
+    return worker.attempt(
+        lease,
+        source,
+        in_process(handler) if handler else None,
+        "w1",
+        lambda: NOW + 1.5,
+        lambda: 0.5,
+    )
 
 
 def fail(error):
@@ -66,7 +81,11 @@ def test_attempt_ends_as_its_history_says(name):
 def test_failed_attempt_keeps_why_and_when(error, attempt, reason, delay, told):
     found = run(fail(error), attempt)
     assert (found.reason, found.delay_s, found.facts["error"]) == (reason, delay, told)
-    assert found.facts["attempt"] == attempt + 1 and found.facts["wait_ms"] == 1500 and "test_worker.py" in found.facts["place"]
+    assert (
+        found.facts["attempt"] == attempt + 1
+        and found.facts["wait_ms"] == 1500
+        and "test_worker.py" in found.facts["place"]
+    )
 
 
 class Mute(Exception):
@@ -80,7 +99,14 @@ class Bare(Retry):
 
 
 @pytest.mark.parametrize(
-    "error", [Mute(), Bare(), OSError(b"caf\xe9".decode("utf-8", "surrogateescape")), ValueError("half \ud83d"), Retry(after_s=True)]
+    "error",
+    [
+        Mute(),
+        Bare(),
+        OSError(b"caf\xe9".decode("utf-8", "surrogateescape")),
+        ValueError("half \ud83d"),
+        Retry(after_s=True),
+    ],
 )
 @pytest.mark.parametrize("attempt", [0, 2])
 def test_error_that_cannot_be_told_still_settles_its_job(store, error, attempt):
@@ -102,13 +128,19 @@ def test_handler_that_returns_something_to_await_did_not_do_its_work():
 
 def test_attempt_of_a_source_that_is_gone_is_retried_then_no_source():
     found = [run(None, attempt, source=None) for attempt in range(8)]
-    assert [f.outcome for f in found] == ["retry"] * 7 + ["dead"] and found[-1].reason == "no_source"
+    assert [f.outcome for f in found] == ["retry"] * 7 + ["dead"] and found[
+        -1
+    ].reason == "no_source"
 
 
 def test_attempt_with_none_left_is_buried_without_a_run():
     ran = []
     found = run(ran.append, attempt=3)
-    assert (found.outcome, found.reason, ran) == ("dead", "max_attempts", []) and "attempt" not in found.facts
+    assert (found.outcome, found.reason, ran) == (
+        "dead",
+        "max_attempts",
+        [],
+    ) and "attempt" not in found.facts
 
 
 def test_handler_sees_the_number_of_its_attempt_and_the_bytes():
@@ -157,11 +189,21 @@ def work(running, tmp_path):
 
     def start(redis=None, **keys):
         (tmp_path / "h.py").write_text(HANDLER)
-        lines = {"scheme": '"github"', "secrets": '["env:WEBHOOK_SECRET"]', "handler": '"h.py:handle"', "retry_base_s": 0.01, **keys}
-        (tmp_path / "webhooks.toml").write_text("[sources.github]\n" + "".join(f"{k} = {v}\n" for k, v in lines.items()))
+        lines = {
+            "scheme": '"github"',
+            "secrets": '["env:WEBHOOK_SECRET"]',
+            "handler": '"h.py:handle"',
+            "retry_base_s": 0.01,
+            **keys,
+        }
+        (tmp_path / "webhooks.toml").write_text(
+            "[sources.github]\n" + "".join(f"{k} = {v}\n" for k, v in lines.items())
+        )
         return running("worker.py", redis=redis)
 
-    start.starts = lambda: (tmp_path / "starts").read_text().splitlines() if (tmp_path / "starts").exists() else []
+    start.starts = lambda: (
+        (tmp_path / "starts").read_text().splitlines() if (tmp_path / "starts").exists() else []
+    )
     start.folder = tmp_path
     return start
 
@@ -189,7 +231,11 @@ def test_failed_job_is_retried_and_done(store, work):
     settled(store, done=1)
     assert [line.split()[1] for line in work.starts()] == ["1", "2"]
     told = program.saw("job.reschedule")[0]
-    assert (told["attempt"], told["error"], told["place"].split(":")[0]) == (1, "ValueError: once", "h.py")
+    assert (told["attempt"], told["error"], told["place"].split(":")[0]) == (
+        1,
+        "ValueError: once",
+        "h.py",
+    )
     assert program.saw("job.promote") and program.saw("job.complete")[0]["attempt"] == 2
 
 
@@ -216,7 +262,9 @@ def test_hup_starts_anew_with_the_handler_of_now(store, work):
     program = work()
     accepted(store)
     settled(store, done=1)
-    (work.folder / "h.py").write_text('def handle(delivery):\n    raise __import__("hookq").GiveUp("the new one")\n')
+    (work.folder / "h.py").write_text(
+        'def handle(delivery):\n    raise __import__("hookq").GiveUp("the new one")\n'
+    )
     pid = program.process.pid
     program.process.send_signal(signal.SIGHUP)
     until(lambda: len(program.events("process.start")) == 2)
@@ -266,7 +314,9 @@ def test_frozen_worker_that_lost_its_lease_settles_nothing_R5(store, work):
     assert (audit["done"], audit["dead"], audit["gap"]) == (0, 1, 0)
 
 
-def test_job_that_kills_its_workers_is_buried_after_three_starts_and_its_neighbours_are_done_R9(store, work):
+def test_job_that_kills_its_workers_is_buried_after_three_starts_and_its_neighbours_are_done_R9(
+    store, work
+):
     accepted(store, 3)
     killer = accepted(store, body=b"kill")[0].id
     accepted(store, 3)
@@ -338,12 +388,21 @@ def test_minder_lives_through_a_renewal(store, work, monkeypatch):
 @pytest.fixture
 def quick(store, redis_server, tmp_path):
     """A worker in this process, and the ids of the jobs that it ran; `asked` ends it."""
-    settings = config.load(environ={"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "STATE_DIR": str(tmp_path)}, root=tmp_path)
+    settings = config.load(
+        environ={
+            "WEBHOOK_SECRET": SECRET,
+            "REDIS_URL": redis_server.url,
+            "STATE_DIR": str(tmp_path),
+        },
+        root=tmp_path,
+    )
     signals = type("Asked", (), {"asked": False})()
     one = worker.Worker(settings, "w1", signals)
     one.ran = []
     one.handle = lambda delivery: one.ran.append(delivery.id)
-    one.ways["github"].default = worker.Way(in_process(lambda delivery: one.handle(delivery)), False)
+    one.ways["github"].default = worker.Way(
+        in_process(lambda delivery: one.handle(delivery)), False
+    )
     yield one
     one.store.close()
 
@@ -364,15 +423,21 @@ def ends_after(one, calls, then=lambda: None):
 def test_backlog_of_quick_jobs_is_leased_and_settled_while_they_run(quick, store, monkeypatch):
     made = [d.id for d in accepted(store, 200)]
     asked, ask = [], quick.store.ask
-    monkeypatch.setattr(quick.store, "ask", lambda settled, *rest: (asked.append(len(settled)), ask(settled, *rest)))
+    monkeypatch.setattr(
+        quick.store, "ask", lambda settled, *rest: (asked.append(len(settled)), ask(settled, *rest))
+    )
     ends_after(quick, 200)
     quick.run()
     assert quick.ran == made and store.audit()["done"] == 200 and not quick.held
     assert len(asked) > 3 and sum(asked) > 60
 
 
-@pytest.mark.parametrize(("verb", "runs"), [("ask", False), ("ask", True), ("answer", False), ("answer", True)])
-def test_redis_lost_during_a_backlog_loses_and_repeats_nothing_R6(quick, store, monkeypatch, verb, runs):
+@pytest.mark.parametrize(
+    ("verb", "runs"), [("ask", False), ("ask", True), ("answer", False), ("answer", True)]
+)
+def test_redis_lost_during_a_backlog_loses_and_repeats_nothing_R6(
+    quick, store, monkeypatch, verb, runs
+):
     made = [d.id for d in accepted(store, 200)]
     whole, calls = getattr(quick.store, verb), []
 
@@ -388,14 +453,23 @@ def test_redis_lost_during_a_backlog_loses_and_repeats_nothing_R6(quick, store, 
     ends_after(quick, 200)
     quick.run()
     audit = store.audit()
-    assert sorted(quick.ran) == made and (audit["done"], audit["ready"], audit["leased"], audit["gap"]) == (200, 0, 0, 0)
+    assert sorted(quick.ran) == made and (
+        audit["done"],
+        audit["ready"],
+        audit["leased"],
+        audit["gap"],
+    ) == (200, 0, 0, 0)
 
 
 def test_redis_that_has_forgotten_its_scripts_during_a_backlog_is_not_away(quick, store, quiet):
     accepted(store, 200)
-    ends_after(quick, 100, lambda: setattr(quick.signals, "asked", False) or store.redis.script_flush())
+    ends_after(
+        quick, 100, lambda: setattr(quick.signals, "asked", False) or store.redis.script_flush()
+    )
     handle = quick.handle
-    quick.handle = lambda delivery: handle(delivery) or (len(quick.ran) == 200 and setattr(quick.signals, "asked", True))
+    quick.handle = lambda delivery: (
+        handle(delivery) or (len(quick.ran) == 200 and setattr(quick.signals, "asked", True))
+    )
     quick.run()
     assert store.audit()["done"] == 200 and not [name for name, _ in quiet if name == "redis.away"]
 
@@ -405,7 +479,12 @@ def test_stop_during_a_backlog_gives_back_what_was_leased_ahead(quick, store):
     ends_after(quick, 120)
     quick.run()
     audit = store.audit()
-    assert len(quick.ran) == 120 and (audit["done"], audit["ready"], audit["leased"], audit["gap"]) == (120, 80, 0, 0)
+    assert len(quick.ran) == 120 and (
+        audit["done"],
+        audit["ready"],
+        audit["leased"],
+        audit["gap"],
+    ) == (120, 80, 0, 0)
 
 
 def test_slow_jobs_are_not_leased_ahead(quick, store, monkeypatch):
@@ -442,11 +521,22 @@ def test_two_workers_run_each_job_once(store, work):
     assert len(ids) == len(set(ids)) == 200
 
 
-def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(monkeypatch, store, tmp_path, redis_server):
+def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(
+    monkeypatch, store, tmp_path, redis_server
+):
     monkeypatch.setattr(worker, "STALLED_S", 0.5)
-    settings = config.load(environ={"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "STATE_DIR": str(tmp_path)}, root=tmp_path)
+    settings = config.load(
+        environ={
+            "WEBHOOK_SECRET": SECRET,
+            "REDIS_URL": redis_server.url,
+            "STATE_DIR": str(tmp_path),
+        },
+        root=tmp_path,
+    )
     made = worker.Worker(settings, "w1", process.Signals())
-    made.ways["github"].default = worker.Way(in_process(lambda _: until(lambda: time.monotonic() > begun + 1, 5)), False)
+    made.ways["github"].default = worker.Way(
+        in_process(lambda _: until(lambda: time.monotonic() > begun + 1, 5)), False
+    )
     begun, ended = time.monotonic(), []
     monkeypatch.setattr(os, "_exit", ended.append)
     minder = worker.Minder(made)
@@ -459,11 +549,20 @@ def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(monkeypatch, s
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["in turn", "beside"])
-def test_worker_whose_memory_is_gone_starts_anew_wherever_the_job_ran(waits, store, tmp_path, redis_server):
+def test_worker_whose_memory_is_gone_starts_anew_wherever_the_job_ran(
+    waits, store, tmp_path, redis_server
+):
     handler = '["true"]' if waits else '""'
     text = f'[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\nhandler = {handler}\n'
     (tmp_path / "webhooks.toml").write_text(text)
-    settings = config.load(environ={"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "STATE_DIR": str(tmp_path)}, root=tmp_path)
+    settings = config.load(
+        environ={
+            "WEBHOOK_SECRET": SECRET,
+            "REDIS_URL": redis_server.url,
+            "STATE_DIR": str(tmp_path),
+        },
+        root=tmp_path,
+    )
     made = worker.Worker(settings, "w1", process.Signals())
     made.ways["github"].default = worker.Way(lambda _job, _limit_s: (MemoryError(), {}), waits)
     accepted(store)

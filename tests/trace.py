@@ -1,7 +1,9 @@
-"""What a process wrote to its files and when it was synced, from strace; and what a power loss would leave of them.
+"""What a process wrote to its files and when it was synced, from strace; and what a power loss
+would leave of them.
 
-A power loss keeps what was synced. Of what was written after that it keeps anything: all, nothing, a part of one write.
-Times are of the machine's clock, so that they compare with those of the clients.
+A power loss keeps what was synced. Of what was written after that it keeps anything: all, nothing,
+a part of one write. Times are of the machine's clock, so that they compare with those of the
+clients.
 """
 
 import re
@@ -16,11 +18,15 @@ import pytest
 from conftest import until
 
 CALLS = "write,pwrite64,writev,ftruncate,fsync,fdatasync"
-LINE = re.compile(r'(\d+\.\d+) (\w+)\(\d+<([^>]+)>(?:, )?(?:"([^"]*)"(?:\.\.\.)?, (\d+))?(?:, )?(\d*)\) += (\d+).*<(\d+\.\d+)>')
+LINE = re.compile(
+    r'(\d+\.\d+) (\w+)\(\d+<([^>]+)>(?:, )?(?:"([^"]*)"(?:\.\.\.)?, (\d+))?(?:, )?(\d*)\) += (\d+).*<(\d+\.\d+)>'
+)
 
 
 class Call(NamedTuple):
-    """`began` and `ended` are unix seconds; `at` is None for what is appended. `data` is empty where only lengths are kept."""
+    """`began` and `ended` are unix seconds; `at` is None for what is appended. `data` is empty
+    where only lengths are kept.
+    """
 
     began: float
     ended: float
@@ -33,19 +39,40 @@ class Call(NamedTuple):
 
 def needs_strace():
     if not shutil.which("strace"):
-        pytest.skip("NOT TESTED: power loss and slow disks. strace is missing: sh hookq/setup.sh faults installs it")
+        pytest.skip(
+            "NOT TESTED: power loss and slow disks. strace is missing: sh hookq/setup.sh faults installs it"
+        )
 
 
 @contextmanager
 def traced(pid, folder, *, data=False, inject=()):
-    """Run strace on a process while the block lasts; yields the folder of its reports, one for each thread."""
+    """Run strace on a process while the block lasts; yields the folder of its reports, one for each
+    thread.
+    """
     needs_strace()
     folder.mkdir()
     how = ["-xx", "-s", "100000"] if data else ["-s", "0"]
-    command = ["strace", "-ff", "-ttt", "-T", "-y", *how, "-e", f"trace={CALLS}", *inject, "-o", f"{folder}/t", "-p", str(pid)]
+    command = [
+        "strace",
+        "-ff",
+        "-ttt",
+        "-T",
+        "-y",
+        *how,
+        "-e",
+        f"trace={CALLS}",
+        *inject,
+        "-o",
+        f"{folder}/t",
+        "-p",
+        str(pid),
+    ]
     tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        until(lambda: "TracerPid:\t0" not in Path(f"/proc/{pid}/status").read_text(), what="strace is there")
+        until(
+            lambda: "TracerPid:\t0" not in Path(f"/proc/{pid}/status").read_text(),
+            what="strace is there",
+        )
         yield folder
     finally:
         tracer.terminate()
@@ -68,7 +95,9 @@ def calls(folder):
             path = unhex(path).decode() if path.startswith("\\x") else path
             size = int(at or 0) if what == "ftruncate" else int(result)
             place = int(at) if what == "pwrite64" else None
-            found.append(Call(float(began), float(began) + float(took), what, path, place, size, data))
+            found.append(
+                Call(float(began), float(began) + float(took), what, path, place, size, data)
+            )
     return sorted(found)
 
 
@@ -76,16 +105,27 @@ class Disk:
     """The files of a recorded run, as they could be found after a power loss at any moment of it."""
 
     def __init__(self, made, before, ends):
-        """`before`: path → what was in the file when the recording began; `ends`: path → size of an append-only file at its end."""
+        """`before`: path → what was in the file when the recording began; `ends`: path → size of an
+        append-only file at its end.
+        """
         self.before, self.files = before, {}
         for call in sorted(made):
             self.files.setdefault(call.path, []).append(call)
-        self.begins = {path: size - sum(call.size for call in self.files[path] if call.what == "write") for path, size in ends.items()}
+        self.begins = {
+            path: size - sum(call.size for call in self.files[path] if call.what == "write")
+            for path, size in ends.items()
+        }
 
     def synced(self, path, moment):
-        """Return how many calls on the file were surely on disk: all that had ended when the last sync before `moment` began."""
+        """Return how many calls on the file were surely on disk: all that had ended when the last
+        sync before `moment` began.
+        """
         of = self.files.get(path, [])
-        syncs = [call.began for call in of if call.what in ("fsync", "fdatasync") and call.ended <= moment]
+        syncs = [
+            call.began
+            for call in of
+            if call.what in ("fsync", "fdatasync") and call.ended <= moment
+        ]
         return sum(call.ended <= syncs[-1] for call in of) if syncs else 0
 
     def issued(self, path, moment):
@@ -93,7 +133,9 @@ class Disk:
         return bisect_right([call.began for call in of], moment)
 
     def length(self, path, moment, dice):
-        """Return how long an append-only file is after a power loss: to the last sync, or somewhere after it."""
+        """Return how long an append-only file is after a power loss: to the last sync, or somewhere
+        after it.
+        """
         of, ends = self.files[path], [self.begins[path]]
         for call in of:
             ends.append(ends[-1] + (call.size if call.what == "write" else 0))
@@ -101,7 +143,9 @@ class Disk:
         return dice.choice([least, most, dice.randint(least, most)])
 
     def image(self, path, moment, dice):
-        """Return the file's bytes: what was synced, and of the rest some writes, one of them perhaps torn."""
+        """Return the file's bytes: what was synced, and of the rest some writes, one of them
+        perhaps torn.
+        """
         of, image = self.files.get(path, []), bytearray(self.before.get(path, b""))
         low, high = self.synced(path, moment), self.issued(path, moment)
         kept = dice.choice(["none", "all", "some"])

@@ -1,7 +1,9 @@
-"""A peer of the worker: Celery on Redis. `celery_app.py fill SOCKET JOBS BODY_FILE` · `celery_app.py work SOCKET`
+"""A peer of the worker: Celery on Redis. `celery_app.py fill SOCKET JOBS BODY_FILE` ·
+`celery_app.py work SOCKET`
 
-As its documents advise for many short tasks: no results, a prefetch of 128, one process (the solo pool), no gossip.
-What it does not do here: late acknowledgement. A task is acknowledged before it runs, so a worker that dies loses it.
+As its documents advise for many short tasks: no results, a prefetch of 128, one process (the solo
+pool), no gossip. What it does not do here: late acknowledgement. A task is acknowledged before it
+runs, so a worker that dies loses it.
 """
 
 import sys
@@ -12,8 +14,14 @@ from celery import Celery
 
 mode, path = sys.argv[1:3]
 app = Celery("peer", broker=f"redis+socket://{path}")
-app.conf.update(task_ignore_result=True, worker_prefetch_multiplier=128, broker_connection_retry_on_startup=True)
-app.conf.update(worker_enable_remote_control=False, worker_send_task_events=False, task_store_errors_even_if_ignored=False)
+app.conf.update(
+    task_ignore_result=True, worker_prefetch_multiplier=128, broker_connection_retry_on_startup=True
+)
+app.conf.update(
+    worker_enable_remote_control=False,
+    worker_send_task_events=False,
+    task_store_errors_even_if_ignored=False,
+)
 
 
 @app.task(name="push")

@@ -1,6 +1,8 @@
-"""What every Python worker of the bench does with a job: parse its body, and count it where the bench looks.
+"""What every Python worker of the bench does with a job: parse its body, and count it where the
+bench looks.
 
-The count is 8 bytes of a file (COUNT) in shared memory: it costs a microsecond and outlives a forked child.
+The count is 8 bytes of a file (COUNT) in shared memory: it costs a microsecond and outlives a
+forked child.
 """
 
 import json

@@ -1,9 +1,11 @@
-"""A peer of the worker: Dramatiq on Redis. `dramatiq_app.py fill SOCKET JOBS BODY_FILE`, or worked on by its command:
+"""A peer of the worker: Dramatiq on Redis. `dramatiq_app.py fill SOCKET JOBS BODY_FILE`, or worked
+on by its command:
 
     dramatiq dramatiq_app --processes 1 --threads N        (REDIS_SOCKET)
 
-As its documents advise: one process, several threads; the default middleware. Messages are JSON, so the body is text.
-What it does not do: keep results, or a history. It acknowledges after the work, as webhookd does.
+As its documents advise: one process, several threads; the default middleware. Messages are JSON, so
+the body is text. What it does not do: keep results, or a history. It acknowledges after the work,
+as webhookd does.
 """
 
 import os

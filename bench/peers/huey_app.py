@@ -1,7 +1,9 @@
-"""A peer of the worker: Huey on Redis. `huey_app.py fill SOCKET JOBS BODY_FILE` · `huey_app.py work SOCKET THREADS`
+"""A peer of the worker: Huey on Redis. `huey_app.py fill SOCKET JOBS BODY_FILE` · `huey_app.py work
+SOCKET THREADS`
 
-As its documents advise: no results, a blocking pop, threads as workers; the periodic scheduler is off.
-What it does not do: acknowledge. A task is popped before it runs, so a worker that dies loses it.
+As its documents advise: no results, a blocking pop, threads as workers; the periodic scheduler is
+off. What it does not do: acknowledge. A task is popped before it runs, so a worker that dies loses
+it.
 """
 
 import sys

@@ -1,10 +1,11 @@
-"""A peer of ingestion: Starlette under uvicorn, with redis.asyncio (and hiredis, which it finds by itself).
+"""A peer of ingestion: Starlette under uvicorn, with redis.asyncio (and hiredis, which it finds by
+itself).
 
-    uvicorn starlette_app:app --loop uvloop --http httptools --no-access-log       (REDIS_SOCKET, SECRET)
+    uvicorn starlette_app:app --loop uvloop --http httptools --no-access-log  (REDIS_SOCKET, SECRET)
 
-As their documents advise: uvloop and httptools, no access log, one client for the life of the process, whose pool
-has a connection for each request under way (its own limit of 100 answers 500 when more come).
-What it does not do: deduplicate, bound the body, count, spool while Redis is away.
+As their documents advise: uvloop and httptools, no access log, one client for the life of the
+process, whose pool has a connection for each request under way (its own limit of 100 answers 500
+when more come). What it does not do: deduplicate, bound the body, count, spool while Redis is away.
 """
 
 import hashlib

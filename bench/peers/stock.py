@@ -1,9 +1,11 @@
-"""A peer of ingestion: the standard library's own server, as its documents show it, with one Redis command.
+"""A peer of ingestion: the standard library's own server, as its documents show it, with one Redis
+command.
 
     stock.py PORT REDIS_SOCKET SECRET
 
-A thread for each connection, HTTP/1.1 keep-alive, the same HMAC check, one XADD per request. What it does not do:
-deduplicate, bound anything, refuse what RFC 9112 calls invalid, count, spool while Redis is away, drain.
+A thread for each connection, HTTP/1.1 keep-alive, the same HMAC check, one XADD per request. What
+it does not do: deduplicate, bound anything, refuse what RFC 9112 calls invalid, count, spool while
+Redis is away, drain.
 """
 
 import hashlib

@@ -1,4 +1,6 @@
-"""What the tests of more than one machine stand on: servers on TCP, hosts with both programs, clients, and the verdict."""
+"""What the tests of more than one machine stand on: servers on TCP, hosts with both programs,
+clients, and the verdict.
+"""
 
 import http.client
 import json
@@ -43,11 +45,24 @@ sentinel failover-timeout jobs 3000
 """
 ALL = ("webhookd.py", "worker.py", "dashboard.py")
 # Of the primary and its replicas; a replica that was away for a moment goes on where it was.
-OPTIONS = ("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--repl-diskless-sync-delay", "0", "--repl-timeout", "5")
+OPTIONS = (
+    "--appendonly",
+    "yes",
+    "--appendfsync",
+    "always",
+    "--save",
+    "",
+    "--repl-diskless-sync-delay",
+    "0",
+    "--repl-timeout",
+    "5",
+)
 
 
 class Node:
-    """A server on a port of its own: `config` is what its file says, `program` may be another make of it."""
+    """A server on a port of its own: `config` is what its file says, `program` may be another make
+    of it.
+    """
 
     def __init__(self, *options, port=None, program="redis-server", config="", prefix=()):
         self.folder, self.port = Path(tempfile.mkdtemp(prefix="hn")), port or free_port()
@@ -61,14 +76,22 @@ class Node:
         if self.process:
             self.process.wait(10)  # for who was killed
         with (self.folder / "log").open("ab") as out:
-            self.process = subprocess.Popen(self.command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                self.command, stdout=out, stderr=out, stdin=subprocess.DEVNULL
+            )
         return self
 
     def says(self, *command):
         """Return what it answers to whoever has its password, as text; "" when it does not."""
         asking = [*self.prefix, "redis-cli", "-p", str(self.port), *command]
-        done = subprocess.run(asking, capture_output=True, text=True, timeout=20, env={**os.environ, **self.login})
-        return "" if done.returncode or "Could not connect" in done.stderr + done.stdout else done.stdout.strip()
+        done = subprocess.run(
+            asking, capture_output=True, text=True, timeout=20, env={**os.environ, **self.login}
+        )
+        return (
+            ""
+            if done.returncode or "Could not connect" in done.stderr + done.stdout
+            else done.stdout.strip()
+        )
 
     def signal(self, number):
         self.process.send_signal(number)
@@ -103,14 +126,29 @@ def nodes():
 class Host:
     """A machine: its own STATE_DIR, ingestion and worker, and a handler that notes what it ran."""
 
-    def __init__(self, url, *, prefix=(), handler=HANDLER, names=ALL[:2], inside=nullcontext, **settings):
+    def __init__(
+        self, url, *, prefix=(), handler=HANDLER, names=ALL[:2], inside=nullcontext, **settings
+    ):
         self.names, self.inside = names, inside  # `inside` is entered by who connects to it
-        self.folder, self.port, self.prefix = Path(tempfile.mkdtemp(prefix="hh")), free_port(), list(prefix)
+        self.folder, self.port, self.prefix = (
+            Path(tempfile.mkdtemp(prefix="hh")),
+            free_port(),
+            list(prefix),
+        )
         (self.folder / "h.py").write_text(handler)
         (self.folder / "w.toml").write_text(TOML)
-        self.env = {"WEBHOOK_SECRET": SECRET, "DASHBOARD_PASSWORD": "a-password", "REDIS_URL": url, "PORT": str(self.port)}
+        self.env = {
+            "WEBHOOK_SECRET": SECRET,
+            "DASHBOARD_PASSWORD": "a-password",
+            "REDIS_URL": url,
+            "PORT": str(self.port),
+        }
         self.env["DASHBOARD_PORT"] = str(free_port())
-        self.env |= {"STATE_DIR": f"{self.folder}/v", "WEBHOOKS_FILE": f"{self.folder}/w.toml", **settings}
+        self.env |= {
+            "STATE_DIR": f"{self.folder}/v",
+            "WEBHOOKS_FILE": f"{self.folder}/w.toml",
+            **settings,
+        }
         self.start()
 
     def start(self):
@@ -129,7 +167,10 @@ class Host:
             return spool.size()[0]
 
     def ready(self):
-        with suppress(OSError, http.client.HTTPException), closing(self.connection(5)) as connection:
+        with (
+            suppress(OSError, http.client.HTTPException),
+            closing(self.connection(5)) as connection,
+        ):
             connection.request("GET", "/readyz")
             return connection.getresponse().status == 200
 
@@ -174,7 +215,9 @@ def hosts():
 
 
 class Load:
-    """Clients that post to hosts in turn until they are acknowledged, as senders do, and remember by what answer."""
+    """Clients that post to hosts in turn until they are acknowledged, as senders do, and remember
+    by what answer.
+    """
 
     def __init__(self, hosts, clients=4):
         self.hosts, self.clients = hosts, clients
@@ -182,7 +225,9 @@ class Load:
         self.acked, self.codes, self.longest_s = set(), Counter(), 0.0
 
     def __enter__(self):
-        self.threads = [threading.Thread(target=self._client, args=(n,)) for n in range(self.clients)]
+        self.threads = [
+            threading.Thread(target=self._client, args=(n,)) for n in range(self.clients)
+        ]
         for thread in self.threads:
             thread.start()
         return self
@@ -221,7 +266,11 @@ class Load:
     def more(self, count=300, limit_s=60):
         """Wait until that many more are acknowledged."""
         before = len(self.acked)
-        until(lambda: len(self.acked) >= before + count, limit_s, f"{count} more acknowledged; {self.codes}")
+        until(
+            lambda: len(self.acked) >= before + count,
+            limit_s,
+            f"{count} more acknowledged; {self.codes}",
+        )
 
 
 def pair(start, url, **settings):
@@ -232,9 +281,11 @@ def pair(start, url, **settings):
 
 
 def bridged(url, durability, fail, elsewhere, back):
-    """Under load on two hosts: let the primary fail, wait for one elsewhere, let the old one come back.
+    """Under load on two hosts: let the primary fail, wait for one elsewhere, let the old one come
+    back.
 
-    Return (load, numbers that were lost, how many ran twice, the ledger)."""
+    Return (load, numbers that were lost, how many ran twice, the ledger).
+    """
     with hosts() as start:
         crew = pair(start, url, DURABILITY=durability)
         with Load(crew) as load:
@@ -246,7 +297,9 @@ def bridged(url, durability, fail, elsewhere, back):
 
 
 def settled(url, crew, acked, limit_s=60):
-    """Wait until nothing is owed; return (numbers that were acknowledged and never ran, how many ran twice, the ledger)."""
+    """Wait until nothing is owed; return (numbers that were acknowledged and never ran, how many
+    ran twice, the ledger).
+    """
     store = Store(url, "probe", timeout_s=2)
 
     def owed():

@@ -25,7 +25,10 @@ class Proxy:
     """nginx before a host; `connection()` leads to it from 127.0.0.2, which it does not trust."""
 
     def __init__(self, folder, certificates, host):  # noqa: F811
-        self.port, self.trust = free_port(), ssl.create_default_context(cafile=certificates / "ca.crt")
+        self.port, self.trust = (
+            free_port(),
+            ssl.create_default_context(cafile=certificates / "ca.crt"),
+        )
         text = (ROOT / "ops/nginx.conf").read_text()
         for old, new in (
             ("127.0.0.1:7000", f"127.0.0.1:{host.port}"),
@@ -36,7 +39,10 @@ class Proxy:
         ):
             assert old in text
             text = text.replace(old, new)
-        temps = "".join(f"{name}_temp_path {folder}/{name}; " for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        temps = "".join(
+            f"{name}_temp_path {folder}/{name}; "
+            for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
         (folder / "nginx.conf").write_text(
             f"pid {folder}/pid; daemon off; user root; events {{}} http {{ access_log off; {temps}\n{text}}}\n"
         )
@@ -45,11 +51,18 @@ class Proxy:
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
     def connection(self):
-        return http.client.HTTPSConnection("localhost", self.port, timeout=20, context=self.trust, source_address=("127.0.0.2", 0))
+        return http.client.HTTPSConnection(
+            "localhost", self.port, timeout=20, context=self.trust, source_address=("127.0.0.2", 0)
+        )
 
     def post(self, connection, n, **more):
         body = json.dumps({"n": n}).encode()
-        connection.request("POST", "/api/webhooks/github", body, {**signed(body, delivery_id=f"proxied-{n}"), **more})
+        connection.request(
+            "POST",
+            "/api/webhooks/github",
+            body,
+            {**signed(body, delivery_id=f"proxied-{n}"), **more},
+        )
         with closing(connection.getresponse()) as answer:
             answer.read()
             return answer.status
@@ -78,7 +91,9 @@ def test_deliveries_go_through_and_clients_are_named_by_what_the_proxy_adds(stac
         assert proxy.post(connection, 50, **spoofed) == 401
         connection.request("POST", "/api/webhooks/nosuch", b"{}", {"X-Forwarded-For": "192.0.2.66"})
         assert connection.getresponse().status == 404
-        assert [line["client"] for line in host.programs[0].saw("request.reject")] == ["127.0.0.2"] * 2
+        assert [line["client"] for line in host.programs[0].saw("request.reject")] == [
+            "127.0.0.2"
+        ] * 2
     lost, twice, _ = settled(host.env["REDIS_URL"], [host], set(range(50)))
     assert not lost and not twice
 
@@ -120,8 +135,15 @@ def test_operator_reads_and_acts_through_the_proxy(stack):
 
         until(lambda: page("GET", "/dashboard")[0] == 200, 20)
         assert page("GET", "/static/app.css")[0] == 200 and page("GET", "/metrics")[0] == 404
-        token = re.search(r'name="token" value="([^"]+)"', page("GET", "/dashboard")[1] + page("GET", "/dashboard/dead")[1])[1]
-        form = {"Content-Type": "application/x-www-form-urlencoded", "Origin": "https://hooks.example.com", "Sec-Fetch-Site": "same-origin"}
+        token = re.search(
+            r'name="token" value="([^"]+)"',
+            page("GET", "/dashboard")[1] + page("GET", "/dashboard/dead")[1],
+        )[1]
+        form = {
+            "Content-Type": "application/x-www-form-urlencoded",
+            "Origin": "https://hooks.example.com",
+            "Sec-Fetch-Site": "same-origin",
+        }
         assert page("POST", "/dashboard/retry", f"token={token}&id=nosuch", **form)[0] == 303
         assert page("GET", "/dashboard", Authorization="Basic b3BlcmF0b3I6d3Jvbmc=")[0] == 401
     assert host.programs[2].saw("login.reject")[0]["client"] == "127.0.0.2"
@@ -143,7 +165,9 @@ def test_process_that_stops_says_so_to_its_balancer_before_it_takes_nobody_any_m
 
     until(lambda: ready() and asked[-1][0] > 11, 20, "a balancer has asked for a while")
     program.process.send_signal(signal.SIGTERM)
-    for n in range(10_000):  # as long as it says that it is ready, and for the second that a balancer takes to ask again
+    for n in range(
+        10_000
+    ):  # as long as it says that it is ready, and for the second that a balancer takes to ask again
         if n % 10 == 0 and not ready():
             break
         post(n)
