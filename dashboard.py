@@ -626,9 +626,7 @@ def main() -> None:
     )
     parser.add_argument("--version", action="version", version=f"webhookd {VERSION}")
     add_flags(parser, "DASHBOARD_HOST", "DASHBOARD_PORT", "STATE_DIR", "WEBHOOKS_FILE")
-    parser.add_argument(
-        "--check", action="store_true", help="test the settings and say what is wrong"
-    )
+    process.add_check(parser)
     args = parser.parse_args()
     flags = {name: value for name, value in vars(args).items() if name.isupper()}
 
@@ -641,7 +639,9 @@ def main() -> None:
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     signals = process.Signals()
-    settings = process.load_or_exit(read_settings, check=args.check)
+    settings = process.load_or_exit(read_settings)
+    if args.check:
+        process.end_check(settings)
     try:
         server = Server(settings, process.inherited_socket())
     except OSError as error:

@@ -980,9 +980,7 @@ def main() -> None:
         prog="webhookd.py", description="Takes signed webhooks in.", allow_abbrev=False
     )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument(
-        "--check", action="store_true", help="test the settings and say what is wrong"
-    )
+    process.add_check(mode)
     mode.add_argument(
         "--selftest",
         nargs="?",
@@ -1025,7 +1023,8 @@ def main() -> None:
     if args.selftest is not None:
         sys.exit(selftest.run(args.selftest))
     if args.check:
-        process.load_or_exit(read_settings, check=True)
+        settings = process.load_or_exit(read_settings)
+        process.end_check(settings, process.check_handlers(settings) if args.check == "all" else ())
     elif args.send is not None:
         sys.exit(
             send_sample(process.load_or_exit(read_settings), args.source, args.send, fail=args.fail)

@@ -19,38 +19,28 @@ die between its work and its settling, so handlers should be idempotent by `deli
 import argparse
 import contextlib
 import faulthandler
-import fnmatch
-import functools
+import importlib
 import mmap
 import os
 import random
-import re
 import resource
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
-from hookq import log, process
-from hookq.command import Command
+from hookq import log, process, routes
 from hookq.config import VERSION, Config, Source, add_flags, load
-from hookq.forward import Target
 from hookq.handlers import (
+    BadHandler,
     GiveUp,
     NotJson,
     Retry,
     Runner,
-    Spec,
     TimeLimit,
-    find_handler,
-    in_process,
-    kind_of,
-    parse_body,
     place_of,
     stop_watch,
     text_of,
@@ -60,36 +50,30 @@ from hookq.handlers import (
 from hookq.job import Delivery, cause_of
 from hookq.link import Away
 from hookq.metrics import bucket
+from hookq.pool import BLOCK_MS, DRAIN_S, EX_SOFTWARE, MAX_PAUSE_S, PAUSE_S, Pool
 from hookq.retry import delay_s
+from hookq.routes import Route, Routes
 from hookq.schemes import SCHEMES
 from hookq.signing import Signer
 from hookq.store import LEASE_S, RENEW_S, Lease, Settled, Store
+from hookq.turns import PREFETCH, Turns
 
-BLOCK_MS = (
-    1000  # shorter than the socket's 5 s, and how long a drain may have to wait for an idle worker
-)
 SETTLE_S = 0.005  # how long a finished job may wait for others to be settled with
-# of work: the next batch is leased during a shorter one; during a longer one others may want its
-# jobs
+# The next batch is leased during one that takes less; during a longer one others may want its jobs.
 AHEAD_S = 0.01
-PREFETCH, PREFETCH_BYTES = 32, 4 << 20  # leased at once, at most
 TICK_S = 0.5  # of the minder
 GONE_LOOK_S = 1.0  # between two looks for workers without a connection
 GRACE_S = 5.0  # over its time limit, before a handler that does not see signals costs the process
-CLOCK_SET_S = (
-    5.0  # Redis' clock, against ours that nobody sets: more than the two drift, and a slow answer
-)
+# Redis' clock, against ours that nobody sets: more than the two drift, and a slow answer.
+CLOCK_SET_S = 5.0
 STALLED_S = 30.0  # without a poll while Redis answers: the loop hangs, and a new process will not
-PAUSE_S, MAX_PAUSE_S = (
-    0.05,
-    1.0,
-)  # before Redis is asked again; halved at random, so that workers do not come all at once
+IMPORT_S = 60.0  # an import may take so long before the loop counts as stalled
+LOAD_AGAIN_S = 5.0  # between two tries to load a handler that cannot be
 PROMOTE_ROUNDS = 10  # of 100 due retries in one tick: leases must be renewed meanwhile
-FULL_S = 0.01  # how long a free place beside may go unseen while others wait for Redis
-# without a heartbeat, where no list of clients tells who lives; longer than clocks are apart
+FULL_S = 0.01  # how long a place in the pool may be free unseen, while this thread waits for Redis
+IDLE_S = 0.2  # between two looks for something to lease, where the pool leases all there is
+# Without a heartbeat, where no list of clients tells who lives; longer than clocks are apart.
 FORGET_S = 300.0
-DRAIN_S = 5.0  # for settling while Redis is away at a stop
-EX_SOFTWARE = 70
 
 MAX_ERROR = 2000  # characters of an exception's message that are kept
 
@@ -134,147 +118,15 @@ class Hand:
             return None
 
 
-class Way(NamedTuple):
-    """How a job is run: by what, and whether that waits for somebody else."""
-
-    run: Runner
-    waits: bool
-
-
-def way_of(spec: Spec, source: Source) -> Way:
-    kind = kind_of(spec)
-    if kind == "http":
-        first_byte_s, private = source.first_byte_s, source.allow_private
-        schemes = filter(None, (source.signer.scheme, source.signer.scheme.or_else))
-        withheld = [scheme.header for scheme in schemes if scheme.algorithm == "token"]
-        made = Target(
-            str(spec),
-            source.target_secret,
-            source.answers,
-            private=private,
-            first_byte_s=first_byte_s,
-            withheld=withheld,
-        )
-        return Way(made.run, True)
-    if kind == "command":
-        return Way(Command(tuple(spec), source.handler_dir).run, True)
-    if kind == "ignore":
-        return Way(lambda _delivery, _limit_s: (None, {"ignored": True}), False)
-    return Way(
-        in_process(find_handler(str(spec), source.handler_dir) if kind == "python" else parse_body),
-        False,
-    )
-
-
-class Ways:
-    """The ways of one source: the first rule whose pattern fits the event type, else the
-    default.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self.rules = [
-            (re.compile(fnmatch.translate(event)).match, way_of(spec, source))
-            for event, spec in source.rules
-        ]
-        self.default = way_of(source.handler, source)
-        self.waits = any(way.waits for way in [self.default, *(way for _, way in self.rules)])
-
-    def of(self, event_type: str) -> Way:
-        return (
-            next((way for fits, way in self.rules if fits(event_type)), self.default)
-            if self.rules
-            else self.default
-        )
-
-
-class Beside:
-    """Jobs that run beside the main thread, each in one of its own, up to `concurrency` of a source
-    at a time.
-
-    What has ended is settled at once, by one more thread, however long the main one is busy. What
-    Redis does not answer for is settled again: the fence makes that safe.
-    """
-
-    def __init__(
-        self,
-        settings: Config,
-        waiting: Sequence[str],
-        name: str,
-        settled: Callable[[Sequence[Settled], Sequence[bool]], None],
-    ) -> None:
-        self.limits = {
-            source.signer.name: source.concurrency for source in settings.sources.values()
-        }
-        self.running: Counter[str] = Counter()
-        self.leases: dict[
-            bytes, tuple[Lease, float]
-        ] = {}  # and when they began; until they are settled
-        self.freed = threading.Event()
-        self.lock = threading.Lock()
-        self.ended: SimpleQueue[Settled | None] = SimpleQueue()
-        self.store, self.settled = Store(settings.redis_url, name), settled
-        threading.stack_size(512 * 1024)  # of each: 8 MB would be counted against WORKER_MEMORY
-        self.pool = ThreadPoolExecutor(sum(self.limits[name] for name in waiting), "beside")
-        self.settler = threading.Thread(target=self._settle, daemon=True)
-        self.settler.start()
-
-    def free(self, source: str) -> int:
-        return self.limits.get(source, 1) - self.running[source]
-
-    def start(self, lease: Lease, work: Callable[[Lease], Settled]) -> None:
-        with self.lock:
-            self.running[lease.delivery.source] += 1
-            self.leases[lease.entry] = lease, time.monotonic()
-        with contextlib.suppress(
-            RuntimeError
-        ):  # no further thread can be had: it is queued, and one of those that are here takes it
-            self.pool.submit(self._run, lease, work)
-
-    def _run(self, lease: Lease, work: Callable[[Lease], Settled]) -> None:
-        self.ended.put(work(lease))  # nothing escapes from there
-        with self.lock:
-            self.running[lease.delivery.source] -= 1
-        self.freed.set()
-
-    def _settle(self) -> None:
-        last = False
-        while not last:
-            rows = [self.ended.get()]
-            while not self.ended.empty():
-                rows.append(self.ended.get())
-            last, known = None in rows, [row for row in rows if row]
-            while known:
-                try:
-                    self.settled(known, self.store.settle(known))
-                    break
-                except Away:  # the main loop says so
-                    time.sleep(PAUSE_S)
-                # without a settler nothing would be settled any more: better a new process
-                except Exception as error:
-                    log.event("worker.failed", "critical", error=repr(error), place=place_of(error))
-                    os._exit(EX_SOFTWARE)
-            with self.lock:
-                for row in known:
-                    self.leases.pop(row.lease.entry, None)
-
-    def end(self) -> None:
-        """Wait for what runs, each as long as its time limit lets it, and settle it."""
-        self.pool.shutdown()
-        self.ended.put(None)
-        self.settler.join(
-            DRAIN_S
-        )  # nothing is lost if that was too short: the leases run out, and the jobs run again
-
-
 class Worker:
-    """The main loop and what the minder may look at: `held`, `current`, `beside` and
-    `polled_at`.
-    """
+    """The main loop and what the minder may look at: `held`, `current`, `pool` and `polled_at`."""
 
     def __init__(self, settings: Config, name: str, signals: process.Signals) -> None:
         self.settings, self.name, self.signals = settings, name, signals
         self.store = Store(settings.redis_url, name)
-        self.ways = {source.signer.name: Ways(source) for source in settings.sources.values()}
+        self.routes: dict[str, Routes] = {}
+        self.unloaded: dict[str, str] = {}  # sources whose handlers cannot be loaded, and why
+        self.load_at = 0.0
         self.sources = set(settings.sources)
         self.hand = Hand(settings.state_dir, name)
         self.lock = threading.Lock()
@@ -283,14 +135,15 @@ class Worker:
         self.polled_at = time.monotonic()
         self.finished: list[Settled] = []
         self.asked: list[Settled] = []  # those of which Redis has been told, and has not answered
-        self.mean_s, self.mean_bytes, self.spread = 0.01, 10_000.0, 1
+        self.turns = Turns()
+        self.wants: dict[str, int] = {}  # as it was last asked for
         self.done = 0
         self.away = False
-        self.ahead_s: float | None = (
-            None  # of Redis' clock, which all hosts have in common, before ours that nobody sets
-        )
+        # Of Redis' clock, which all hosts have in common, before ours that nobody sets.
+        self.ahead_s: float | None = None
         self.full = False  # of memory: it starts anew after the job that filled it
-        self.beside: Beside | None = None
+        self.pool: Pool | None = None
+        self.mixed: set[str] = set()  # sources of which some handlers wait, and some do not
 
     def clock(self) -> float:
         """Return the time by Redis' clock, as it was seen last."""
@@ -305,10 +158,12 @@ class Worker:
         if self.ahead_s is None:
             with contextlib.suppress(Away):
                 self.ahead_s = self.store.now() - time.monotonic()
-        waiting = [name for name, ways in self.ways.items() if ways.waits]
-        self.beside = Beside(self.settings, waiting, self.name, self._settled) if waiting else None
+        self._load()
+        self._start_pool()
         while not (self.signals.asked or self.full):
             self.polled_at = time.monotonic()
+            if self.unloaded and self.polled_at >= self.load_at:
+                self._load()
             try:
                 # what a lost connection left over: it must not be leased, and run, again
                 self._settle()
@@ -318,9 +173,7 @@ class Worker:
                 pause_s = PAUSE_S
                 self._work(leases)
             except Away as error:
-                again = (
-                    True  # a reply may have been lost: what it leased is ours, and only we can know
-                )
+                again = True  # a reply may have been lost: what it leased is ours
                 self.store.forget()
                 self.asked, self.finished = [], self.asked + self.finished
                 self._is_away(True, str(error))
@@ -336,41 +189,82 @@ class Worker:
                 "redis.up"
             )
 
-    def _count(self) -> int:
-        # COUNT is per stream: what several busy sources give at once is still one batch.
-        return max(
-            1,
-            min(PREFETCH, int(0.05 / self.mean_s), int(PREFETCH_BYTES / self.mean_bytes))
-            // self.spread,
-        )
+    def _load(self) -> None:
+        """Load the handlers that are not loaded yet. The jobs of one that cannot be wait for it,
+        ready, and no attempt is used up.
+        """
+        began = time.monotonic()
+        self.polled_at = began + IMPORT_S  # the watchdog waits for an import
+        importlib.invalidate_caches()  # or a file that was added since is not seen
+        for name, source in self.settings.sources.items():
+            if name in self.routes:
+                continue
+            try:
+                self.routes[name] = Routes(source)
+                if self.unloaded.pop(name, None):
+                    log.event("handler.loaded", source=name)
+            except BadHandler as bad:
+                if self.unloaded.get(name) != str(bad):
+                    then = "its jobs wait; it is tried again"
+                    log.event("handler.failed", "error", source=name, why=str(bad), then=then)
+                self.unloaded[name] = str(bad)
+        self.polled_at = time.monotonic()
+        # Others wait while a module is imported: one that takes long is not tried all the time.
+        self.load_at = self.polled_at + max(LOAD_AGAIN_S, 10 * (self.polled_at - began))
+
+    def _start_pool(self) -> None:
+        """Make places for jobs that wait, if there are any, and lease those that need nobody."""
+        kinds = {name: routes.kinds(source) for name, source in self.settings.sources.items()}
+        waiting = {name: found for name, found in kinds.items() if found & routes.WAITING}
+        self.mixed = {name for name, found in waiting.items() if found - routes.WAITING}
+        if waiting:
+            places = {name: self.settings.sources[name].concurrency for name in waiting}
+            self.pool = Pool(
+                self.settings.redis_url, self.name, places, self._attempt, self._settled
+            )
+            for name in waiting.keys() - self.mixed:
+                self.pool.lease(name, self._took, self.routes.__contains__)
+
+    def _leasable(self) -> dict[str, int]:
+        """Return the sources this thread may lease from now, and of how many jobs at most."""
+        places = dict.fromkeys(self.sources - self.unloaded.keys(), PREFETCH)
+        if self.pool:
+            for name in self.pool.places:
+                free = self.pool.free(name) if name in self.mixed else 0
+                if free > 0 and name in places:
+                    places[name] = free
+                else:
+                    places.pop(name, None)
+        return places
 
     def _lease(self, again: bool) -> list[Lease]:
-        more = len(self.held) if again else 0  # what is held already comes first
-        if not self.beside:
-            return self._took(
-                self.store.lease(self.sources, self._count() + more, BLOCK_MS, again=again)
-            )
-        self.beside.freed.clear()
-        free = {
-            name: self.beside.free(name)
-            for name in self.sources
-            if name in self.ways and self.ways[name].waits
-        }
-        sources = {name for name in self.sources if free.get(name, 1) > 0}
-        if not sources:
-            self.beside.freed.wait(FULL_S)
-            return self._took([])
-        count = min([self._count(), *(places for places in free.values() if places > 0)])
-        block_ms = int(1000 * FULL_S) if len(sources) < len(self.sources) else BLOCK_MS
-        known = set(
-            self.beside.leases
-        )  # before it is asked: what is settled meanwhile is not to run again
-        leases = self.store.lease(sources, count + more, block_ms, again=again)
+        places = self._leasable()
+        if not places:
+            time.sleep(FULL_S if self.mixed else IDLE_S)
+            return []
+        wants = self._wants(places)
+        if again:  # what is held already comes first
+            wants = {name: PREFETCH + len(self.held) for name in places}
+        # Before it is asked: what is settled meanwhile is not to run again.
+        known = set(self.pool.leases) if self.pool else set()
+        full = bool(self.mixed - places.keys() - self.unloaded.keys())
+        block_ms = 0 if len(wants) < len(places) else int(1000 * FULL_S) if full else BLOCK_MS
+        leases = self.store.lease(wants, block_ms, again=again)
+        if not again:
+            self._gave(wants, leases, places)
         return self._took([lease for lease in leases if lease.entry not in known])
 
+    def _wants(self, places: Mapping[str, int]) -> dict[str, int]:
+        wants = self.turns.wants(places)
+        return {name: min(count, places[name]) for name, count in wants.items()}
+
+    def _gave(
+        self, wants: Mapping[str, int], leases: Sequence[Lease], sources: Collection[str]
+    ) -> None:
+        self.wants = dict(wants)
+        self.turns.gave(wants, {lease.delivery.source for lease in leases}, sources)
+
     def _took(self, leases: list[Lease]) -> list[Lease]:
-        self.polled_at = time.monotonic()
-        self.spread = max(1, len({lease.delivery.source for lease in leases}))
         with self.lock:
             self.held.update((lease.entry, lease.delivery.source) for lease in leases)
         strange = sum(not lease.known for lease in leases)
@@ -387,22 +281,31 @@ class Worker:
         next leased, meanwhile.
         """
         while leases:
-            ahead = (
-                len(leases) >= self._count()
-                and len(leases) * self.mean_s < AHEAD_S
-                and not (self.beside or self.stopping)
-            )
-            if ahead:
+            self.polled_at = time.monotonic()
+            leases.sort(key=lambda lease: self.turns.expected_s([lease.delivery.source]))
+            places = self._leasable() if self._quick(leases) else {}
+            if places:
+                wants = self._wants(places)
                 self.asked, self.finished = self.finished, []
-                self.store.ask(self.asked, self.sources, self._count())
+                self.store.ask(self.asked, wants)
             self._run(leases)
-            leases = self._answer() if ahead else []
+            leases = self._answer(wants, places) if places else []
         self._settle()
 
-    def _answer(self) -> list[Lease]:
+    def _quick(self, leases: Sequence[Lease]) -> bool:
+        """Tell whether it pays to lease the next jobs while these run: there are more, and these
+        are done before others could want those.
+        """
+        given = Counter(lease.delivery.source for lease in leases)
+        more = any(count >= self.wants.get(name, 1) for name, count in given.items())
+        short = self.turns.expected_s(list(given.elements())) < AHEAD_S
+        return more and short and not (self.mixed or self.stopping)
+
+    def _answer(self, wants: Mapping[str, int], sources: Collection[str]) -> list[Lease]:
         outcomes, leases = self.store.answer()
         asked, self.asked = self.asked, []
         self._settled(asked, outcomes)
+        self._gave(wants, leases, sources)
         return self._took(leases)
 
     def _run(self, leases: Sequence[Lease]) -> None:
@@ -415,19 +318,17 @@ class Worker:
             if self.stopping:
                 self.finished.append(Settled(lease, "ready"))
                 continue
-            ways = self.ways.get(lease.delivery.source)
-            way = ways.of(lease.delivery.event_type) if ways else None
-            if self.beside and way and way.waits:
-                self.beside.start(lease, functools.partial(self._attempt, way=way))
+            route = self._route(lease.delivery)
+            if self.pool and route and route.waits:
+                self.pool.start(lease)
                 continue
             if lease.suspect:
                 self._settle()
                 self.store.announce(lease)
             started = time.monotonic()
-            self.finished.append(self._in_hand(lease, way, started))
-            took = time.monotonic() - started
-            self.mean_s += (took - self.mean_s) / 8 + 1e-6
-            self.mean_bytes += (len(lease.delivery.body) - self.mean_bytes) / 8
+            self.finished.append(self._in_hand(lease, started))
+            took_s, delivery = time.monotonic() - started, lease.delivery
+            self.turns.ran(delivery.source, took_s, len(delivery.body))
             begun = begun or started
             if lease.suspect or time.monotonic() - begun > SETTLE_S:
                 self._settle()
@@ -439,7 +340,11 @@ class Worker:
     def stopping(self) -> bool:
         return self.signals.asked or self.full
 
-    def _in_hand(self, lease: Lease, way: Way | None, started: float) -> Settled:
+    def _route(self, delivery: Delivery) -> Route | None:
+        found = self.routes.get(delivery.source)
+        return found.of(delivery.event_type) if found else None
+
+    def _in_hand(self, lease: Lease, started: float) -> Settled:
         """Run a job in this thread, where it may cost the process: others can see which one that
         was.
         """
@@ -447,17 +352,17 @@ class Worker:
         self.current = (lease, started, source.timeout_s if source else 0.0)
         self.hand.take(lease.entry)
         try:
-            return self._attempt(lease, way)
+            return self._attempt(lease)
         finally:
             self.hand.take(b"")
             self.polled_at = time.monotonic()
             self.current = None
 
-    def _attempt(self, lease: Lease, way: Way | None) -> Settled:
+    def _attempt(self, lease: Lease) -> Settled:
         source = self.settings.sources.get(lease.delivery.source)
-        settled = attempt(
-            lease, source, way.run if way else None, self.name, self.clock, random.random
-        )
+        route = self._route(lease.delivery)
+        run = route.run if route else None
+        settled = attempt(lease, source, run, self.name, self.clock, random.random)
         if str(settled.facts.get("error")).startswith("MemoryError"):
             self.full = True
             log.event(
@@ -493,8 +398,8 @@ class Worker:
                 self._settle()
             except Away:
                 time.sleep(0.1)
-        if self.beside:
-            self.beside.end()
+        if self.pool:
+            self.pool.end()
         # Nothing is lost if that failed: the leases run out, and the jobs run again.
         self.hand.close()
         stop_watch()
@@ -643,7 +548,7 @@ class Minder(threading.Thread):
     def _tick(self, now: float) -> None:
         worker, store = self.worker, self.store
         current = worker.current
-        beside = list(worker.beside.leases.values()) if worker.beside else []
+        beside = list(worker.pool.leases.values()) if worker.pool else []
         lease, began = current[:2] if current else beside[0] if beside else (None, now)
         job = (
             {
@@ -793,9 +698,7 @@ def main() -> None:
     )
     parser.add_argument("--version", action="version", version=f"webhookd {VERSION}")
     add_flags(parser, "STATE_DIR", "WEBHOOKS_FILE")
-    parser.add_argument(
-        "--check", action="store_true", help="test the settings and say what is wrong"
-    )
+    process.add_check(parser)
     args = parser.parse_args()
     flags = {name: value for name, value in vars(args).items() if name.isupper()}
     sys.path.insert(0, str(Path.cwd()))
@@ -804,10 +707,11 @@ def main() -> None:
         return load(flags, root=process.root())
 
     signals = process.Signals()
-    settings = process.load_or_exit(read_settings, check=args.check)
-    resource.setrlimit(
-        resource.RLIMIT_DATA, (settings.worker_memory, resource.getrlimit(resource.RLIMIT_DATA)[1])
-    )
+    settings = process.load_or_exit(read_settings)
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (settings.worker_memory, hard))
+    if args.check:
+        process.end_check(settings, routes.problems(settings) if args.check == "all" else ())
     worker = Worker(settings, process.name_of("worker"), signals)
     log.event(
         "process.start",
@@ -821,7 +725,8 @@ def main() -> None:
         worker.run()
         if signals.stop:
             break
-        if worker.full or process.reload_wanted(signals):
+        what = "settings" if process.just_checked(settings) else "all"
+        if worker.full or process.reload_wanted(signals, what):
             process.reexec()
     log.event("process.end", program="worker", done=worker.done)
 

@@ -35,7 +35,7 @@ def fill(store: Store, count: int) -> str:
             for n in range(start, start + 500)
         ]
         store.accept([(delivery, 60) for delivery in made])
-        leases = [lease for n in range(4) for lease in store.lease([f"s{n}"], 200, 100)]
+        leases = [lease for n in range(4) for lease in store.lease({f"s{n}": 200}, 100)]
         facts = {"attempt": 8, "of": 8, "error": "ValueError: no price in order"}
         store.settle(
             [

@@ -97,7 +97,7 @@ def bury(db: Redis, count: int) -> None:
     facts = {"attempt": 8, "of": 8, "error": "ValueError: no price in order"}
     for start in range(0, count, 500):
         working.fill(db, min(500, count - start), SMALL)
-        leases = store.lease(["github"], 500, 100)
+        leases = store.lease({"github": 500}, 100)
         causes = [f"ValueError in orders.py:{number % 20} handle" for number in range(len(leases))]
         store.settle(
             [

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from hookq import address, command
-from hookq.handlers import BadHandler, Spec, find_handler, kind_of
+from hookq import address
+from hookq.handlers import Spec, kind_of
 from hookq.schemes import ALGORITHMS, ENCODINGS, PART, SCHEMES, Scheme
 from hookq.signing import Signer, keys_of
 
@@ -542,8 +542,8 @@ def _source(
             problems.append(f"{say}{key} is missing: it must be {checks[key][1]}.")
     good = {key: value for key, value in table.items() if key in checks and checks[key][0](value)}
     secrets = tuple(_resolve(ref, say, base, lookup, problems) for ref in good.get("secrets", ()))
-    rules = tuple(_rule(rule, base, say, problems) for rule in good.get("on", ()))
-    handler = _handler(good.get("handler", ""), base, f"{say}handler", problems)
+    rules = tuple(_rule(rule, say, problems) for rule in good.get("on", ()))
+    handler = _handler(good.get("handler", ""), f"{say}handler", problems)
     target_secret = (
         _resolve(good["target_secret"], say, base, lookup, problems)
         if "target_secret" in good
@@ -579,7 +579,7 @@ def _source(
     return source if len(problems) == before else None
 
 
-def _rule(rule: dict[str, Any], base: Path, say: str, problems: list[str]) -> tuple[str, Spec]:
+def _rule(rule: dict[str, Any], say: str, problems: list[str]) -> tuple[str, Spec]:
     """Return (pattern, handler) of one [[sources.NAME.on]]."""
     event, handler = rule.get("event"), rule.get("handler")
     for key in sorted(rule.keys() - {"event", "handler"}):
@@ -591,26 +591,24 @@ def _rule(rule: dict[str, Any], base: Path, say: str, problems: list[str]) -> tu
     if not handler or not _HANDLER[0](handler):
         problems.append(f"{say}on {event!r}: handler must be {_HANDLER[1]}.")
         return "", ""
-    return str(event), _handler(handler, base, f"{say}on {event!r}: handler", problems)
+    return str(event), _handler(handler, f"{say}on {event!r}: handler", problems)
 
 
-def _handler(given: Any, base: Path, say: str, problems: list[str]) -> Spec:
-    """Return a handler as it is written in the settings, after a look whether it can be run."""
+def _handler(given: Any, say: str, problems: list[str]) -> Spec:
+    """Return a handler as it is written in the settings, after a look at its form.
+
+    Whether it can be loaded is for routes.py: that runs its module, and ingestion must not.
+    """
     spec: Spec = tuple(given) if isinstance(given, list) else given
-    try:
-        if kind_of(spec) == "python":
-            find_handler(str(spec), base)
-        elif kind_of(spec) == "http" and (
-            not _is_url(spec) or urlsplit(str(spec)).username is not None
-        ):
-            raise BadHandler(
-                "it must be a whole http(s) URL, without user and password: the target knows "
-                "us by the signature."
-            )
-        elif kind_of(spec) == "command" and not command.found(spec[0], base):
-            raise BadHandler(f"{spec[0]} is not there, or not executable.")
-    except BadHandler as error:
-        problems.append(f"{say} is {given!r}: {error}")
+    kind = kind_of(spec)
+    if kind == "python" and not re.fullmatch(r".+:[^\W\d]\w*", str(spec)):
+        right = '"file.py:function" or "package.module:function"'
+        problems.append(f"{say} is {given!r}: it must be {right}.")
+    if kind == "http" and (not _is_url(spec) or urlsplit(str(spec)).username is not None):
+        problems.append(
+            f"{say} is {given!r}: it must be a whole http(s) URL, without user and password: the "
+            "target knows us by the signature."
+        )
     return spec
 
 

@@ -95,8 +95,12 @@ class TimeLimit(BaseException):
 
 class BadHandler(Exception):
     """The handler cannot be loaded; the message is a sentence for the person who wrote the
-    settings.
+    settings, `error` what its module raised, if it did.
     """
+
+    def __init__(self, why: str, error: BaseException | None = None) -> None:
+        super().__init__(why)
+        self.error = error
 
 
 def parse_body(delivery: Delivery) -> None:
@@ -141,16 +145,13 @@ def find_handler(spec: str, base: Path) -> Handler:
         raise BadHandler(f"there is no file {base / where}.") from None
     except SyntaxError as error:
         raise BadHandler(f"{error.filename} line {error.lineno}: {error.msg}.") from None
-    except (
-        BaseException
-    ) as error:  # also SystemExit and KeyboardInterrupt: a file decides about itself only
+    except BaseException as error:  # SystemExit, too: a file decides about itself only
         frames = traceback.extract_tb(error.__traceback__)
         last = next(
             (f for f in reversed(frames) if not f.filename.startswith("<frozen")), frames[-1]
         )
-        raise BadHandler(
-            f"{last.filename} line {last.lineno}: {type(error).__name__}: {error}."
-        ) from None
+        why = f"{last.filename} line {last.lineno}: {type(error).__name__}: {error}."
+        raise BadHandler(why, error) from None
     handler = getattr(module, name, None)
     if not callable(handler):
         raise BadHandler(f"{where} has no function {name}.")

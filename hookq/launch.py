@@ -57,6 +57,8 @@ def reload() -> None:
     and leave all as it is.
     """
     settings = process.load_or_exit(lambda: load(root=process.root(), need=("DASHBOARD_PASSWORD",)))
+    if problems := process.check_handlers(settings):
+        process.refuse(problems)
     try:
         told = programs.reload_all(settings.state_dir)
     except programs.NoSupervisor as error:

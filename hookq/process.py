@@ -5,6 +5,8 @@ TERM and INT: finish what is in hand, then end. HUP: check the new settings, fin
 look at them.
 """
 
+import argparse
+import contextlib
 import os
 import secrets
 import signal
@@ -13,17 +15,18 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, NoReturn
 
 from hookq import config, log
 from hookq.link import Away
 from hookq.store import Store
 
 _HUP: Final = {signal.SIGHUP}
-CHECK_S: Final = 30.0  # for a check of the settings: it imports the handlers and all that they need
+CHECK_S: Final = 30.0  # for a check: it may import the handlers, and all that they need
 
 
 class Signals:
@@ -53,55 +56,106 @@ class Signals:
         return self.stop or self.reload
 
 
-def load_or_exit(load: Callable[[], config.Config], *, check: bool = False) -> config.Config:
-    """Return the settings; wrong ones are told, one line each, and end the process with 78.
-    `check`: end it with 0 else.
+def load_or_exit(load: Callable[[], config.Config]) -> config.Config:
+    """Return the settings; wrong ones are told, one line each, and end the process with 78."""
+    try:
+        return load()
+    except config.Invalid as error:
+        refuse(error.problems)
+
+
+def refuse(problems: Sequence[str]) -> NoReturn:
+    """End with what is wrong with the settings."""
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    sys.exit(config.EX_SETTINGS)
+
+
+def add_check(parser: argparse._ActionsContainer) -> None:
+    """Give `parser` the flag --check, which also takes `settings`: those alone."""
+    parser.add_argument(
+        "--check",
+        nargs="?",
+        const="all",
+        choices=("all", "settings"),
+        help="test the settings, import the handlers once, and say what is wrong",
+    )
+
+
+def end_check(settings: config.Config, problems: Sequence[str] = ()) -> NoReturn:
+    """End `--check` of settings that could be read: with 78 if there are further problems."""
+    if problems:
+        refuse(problems)
+    print(f"The settings are good. Sources: {', '.join(sorted(settings.sources)) or 'not needed'}.")
+    sys.exit(0)
+
+
+def check_handlers(settings: config.Config) -> list[str]:
+    """Return what is wrong with the handlers, by loading them in a worker that does nothing else.
+
+    Its end is ours to survive: an import may end its process, or never end.
+    """
+    where = ["--state-dir", str(settings.state_dir)]
+    if settings.webhooks_file.exists():
+        where += ["--webhooks-file", str(settings.webhooks_file)]
+    problems = _tried([sys.executable, str(root() / "worker.py"), "--check", *where])
+    if not problems:
+        mark = settings.state_dir / "checked"
+        with contextlib.suppress(OSError):  # then each worker checks for itself
+            mark.touch()
+    return problems
+
+
+def just_checked(settings: config.Config) -> bool:
+    """Tell whether somebody has loaded the handlers a moment ago: to load them again for each
+    worker of a reload would only take longer.
     """
     try:
-        settings = load()
-        if check:
-            print(
-                "The settings are good. Sources: "
-                f"{', '.join(sorted(settings.sources)) or 'not needed here'}."
-            )
-            sys.exit(0)
-        return settings
-    except config.Invalid as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        sys.exit(config.EX_SETTINGS)
+        return abs(time.time() - (settings.state_dir / "checked").stat().st_mtime) < CHECK_S
+    except OSError:
+        return False
 
 
-def settings_hold() -> bool:
-    """Tell whether this program would start with the settings of now, by trying it in a process of
-    its own.
-
-    Here it would prove nothing: the handlers, and all that they import, are loaded already.
-    """
-    command = [sys.executable, *sys.orig_argv[1:], "--check"]
+def _tried(command: Sequence[str]) -> list[str]:
+    """Return what a process says is wrong, nothing when it ends well."""
     try:
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=CHECK_S,
             check=False,
         )
-        problems = done.stderr.splitlines() if done.returncode else []
-    except (OSError, subprocess.SubprocessError) as error:
-        problems = [f"the settings cannot be checked: {error}"]
+    except subprocess.TimeoutExpired:
+        return [f"The check did not end within {CHECK_S:g} s: does a handler's import wait?"]
+    except OSError as error:
+        return [f"The settings cannot be checked: {error.strerror}."]
+    if done.returncode in (0, config.EX_SETTINGS):
+        return done.stderr.splitlines() if done.returncode else []
+    how = f"exit code {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
+    return [*done.stderr.splitlines()[-1:], f"A handler's import ended the check with {how}."]
+
+
+def settings_hold(what: str = "settings") -> bool:
+    """Tell whether this program would start with the settings of now, by trying it in a process of
+    its own: here, modules are loaded that may have changed since.
+    """
+    problems = _tried([sys.executable, *sys.orig_argv[1:], "--check", what])
     if problems:
         log.event("settings.refused", "error", problems=problems, then="going on with the old ones")
     return not problems
 
 
-def reload_wanted(signals: Signals) -> bool:
-    """Tell whether to start anew now: not with settings that would only end the new process."""
+def reload_wanted(signals: Signals, what: str = "settings") -> bool:
+    """Tell whether to start anew now: not with settings, or with `what` "all" handlers, that would
+    only end the new process.
+    """
     if not signals.reload or signals.stop:
         return False
     signals.reload = False  # before reading: a HUP that comes meanwhile means another reading
-    signals.reload = settings_hold() or signals.reload
+    signals.reload = settings_hold(what) or signals.reload
     return signals.reload
 
 

@@ -12,7 +12,7 @@ again.
 import contextlib
 import json
 import secrets as random_bytes
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import redis
@@ -150,6 +150,7 @@ class Store:
         self._groups: set[str] = set()
         self._asked: Any = None  # the connection whose answer is still to be read
         self._rows: Sequence[Settled] = ()  # and what it was asked to settle
+        self._reads_asked = 0
 
     def close(self) -> None:
         self.redis.close()
@@ -176,36 +177,44 @@ class Store:
     # ---------------- workers
 
     def lease(
-        self, sources: Iterable[str], count: int, block_ms: int, *, again: bool = False
+        self, wants: Mapping[str, int], block_ms: int = 0, *, again: bool = False
     ) -> list[Lease]:
-        """Return up to `count` jobs per source, waiting up to `block_ms` for the first.
+        """Return up to so many jobs of each source, waiting up to `block_ms` for the first.
 
-        `again` returns what this worker holds already: after a lost reply nobody else knows of
-        those.
+        `again` returns what this worker holds already: after a lost reply nobody else knows of it.
         """
-        names = [name for name in sorted(sources) if self._has_group(name)]
-        if not names:
+        commands = self._reads(wants, "0" if again else ">")
+        wait = ["BLOCK", block_ms] if block_ms and not again else []
+        if not commands:
             return []
-        wait = [] if again else ["BLOCK", block_ms]
-        where = [key("ready", name) for name in names] + ["0" if again else ">"] * len(names)
         try:
             with reaching():
-                found = self.redis.execute_command(
-                    "XREADGROUP",
-                    "GROUP",
-                    GROUP,
-                    self.name,
-                    "COUNT",
-                    count,
-                    *wait,
-                    "STREAMS",
-                    *where,
-                )
+                if len(commands) == 1:
+                    return _leases(self.redis.execute_command(*_blocking(commands[0], wait)))
+                pipe = self.redis.pipeline(transaction=False)
+                for command in commands:
+                    pipe.execute_command(*command)
+                leases = [lease for found in pipe.execute() for lease in _leases(found)]
+                if leases or not wait:
+                    return leases
+                one = self._reads(dict.fromkeys(wants, 1), ">")[0]
+                return _leases(self.redis.execute_command(*_blocking(one, wait)))
         except Away as error:
             if "NOGROUP" in str(error):  # Redis came back empty: the groups are made again
                 self._groups.clear()
             raise
-        return _leases(found)
+
+    def _reads(self, wants: Mapping[str, int], since: str) -> list[tuple[Any, ...]]:
+        """Return an XREADGROUP for each number that is wanted: COUNT is of every stream in it."""
+        by_count: dict[int, list[str]] = {}
+        for name in sorted(wants):
+            if self._has_group(name):
+                by_count.setdefault(wants[name], []).append(key("ready", name))
+        return [
+            ("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count, "STREAMS", *names)
+            + (since,) * len(names)
+            for count, names in by_count.items()
+        ]
 
     def settle(self, settled: Sequence[Settled]) -> list[bool]:
         """End the attempts; False for each whose lease was lost meanwhile: nothing was changed for
@@ -213,19 +222,16 @@ class Store:
         """
         return [bool(done) for done in self._run("settle", *_settle_args(settled))]
 
-    def ask(self, settled: Sequence[Settled], sources: Iterable[str], count: int) -> None:
+    def ask(self, settled: Sequence[Settled], wants: Mapping[str, int]) -> None:
         """Settle and lease in one go, without waiting: Redis does it while the caller works.
         `answer` has the outcome.
         """
-        names = [name for name in sorted(sources) if self._has_group(name)]
-        where = [key("ready", name) for name in names] + [">"] * len(names)
-        commands = [
-            ("EVALSHA", SCRIPTS["settle"][0], 1, PREFIX, *_settle_args(settled)),
-            ("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count, "STREAMS", *where),
-        ]
+        reads = self._reads(wants, ">")
+        settle = ("EVALSHA", SCRIPTS["settle"][0], 1, PREFIX, *_settle_args(settled))
         with reaching():
             self._asked, self._rows = self.redis.connection_pool.get_connection(), settled
-            self._asked.send_packed_command(self._asked.pack_commands(commands))
+            self._reads_asked = len(reads)
+            self._asked.send_packed_command(self._asked.pack_commands([settle, *reads]))
 
     def answer(self) -> tuple[list[bool], list[Lease]]:
         """Return what settle and lease would have. After Away both may have been done: ask again,
@@ -237,15 +243,16 @@ class Store:
                     outcomes = self._asked.read_response()
                 except redis.exceptions.NoScriptError:  # Redis was started anew: nothing ran
                     outcomes = None
-                found = self._asked.read_response()
+                found = [self._asked.read_response() for _ in range(self._reads_asked)]
         except BaseException:
             self.forget()
             raise
         self.redis.connection_pool.release(self._asked)
         self._asked = None
-        return self.settle(self._rows) if outcomes is None else [
-            bool(done) for done in outcomes
-        ], _leases(found)
+        leases = [lease for reply in found for lease in _leases(reply)]
+        if outcomes is None:
+            return self.settle(self._rows), leases
+        return [bool(done) for done in outcomes], leases
 
     def forget(self) -> None:
         """Give up what was asked, if anything was: its answer will not be read."""
@@ -936,6 +943,11 @@ def _settle_args(settled: Sequence[Settled]) -> list[Any]:
             row.counted,
         )
     return args
+
+
+def _blocking(read: tuple[Any, ...], wait: list[Any]) -> tuple[Any, ...]:
+    at = read.index("STREAMS")
+    return (*read[:at], *wait, *read[at:])
 
 
 def _leases(found: Any) -> list[Lease]:

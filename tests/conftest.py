@@ -270,3 +270,57 @@ def quiet(monkeypatch):
         log, "event", lambda name, /, level="info", **facts: lines.append((name, facts))
     )
     return lines
+
+
+class Client:
+    """One connection; `answer` reads one response, `rest` until the end."""
+
+    def __init__(self, port):
+        self.sock = socket.create_connection(("127.0.0.1", port), 10)
+        self.file = self.sock.makefile("rb")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+        self.sock.close()
+
+    def send(self, data):
+        self.sock.sendall(data)
+        return self
+
+    def answer(self):
+        """Return (status line, headers, body)."""
+        line = self.file.readline().decode("latin-1").rstrip("\r\n")
+        headers = {}
+        while header := self.file.readline().decode("latin-1").rstrip("\r\n"):
+            name, _, value = header.partition(": ")
+            headers[name.lower()] = value
+        return line, headers, self.file.read(int(headers.get("content-length", 0)))
+
+    def rest(self):
+        return self.file.read()
+
+
+def ask(port, data):
+    with Client(port) as client:
+        return client.send(data).answer()
+
+
+def is_ready(port):
+    try:
+        return ask(port, b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n")[0].startswith("HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def serve(running):
+    def started(**settings):
+        port = free_port()
+        program = running("webhookd.py", PORT=port, **settings)
+        until(lambda: is_ready(port) or program.process.poll() is not None, what=program.text)
+        return program, port
+
+    return started

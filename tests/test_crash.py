@@ -57,7 +57,7 @@ def dying(url, trip, when):
 
 def leased(store, count=3):
     accepted(store, count)
-    return store.lease(["github"], 64, 100)
+    return store.lease({"github": 64}, 100)
 
 
 def parked(store, outcome):
@@ -82,7 +82,7 @@ VERBS = {
     "accept": (old_and_new, lambda s, batch: s.accept(batch), {"accepted": 4, "ready": 4}),
     "lease": (
         accepted,
-        lambda s, _: s.lease(["github"], 9, 100) or s.lease(["github"], 9, 1, again=True),
+        lambda s, _: s.lease({"github": 9}, 100) or s.lease({"github": 9}, 1, again=True),
         {"leased": 1},
     ),
     "complete": (

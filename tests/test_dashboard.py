@@ -86,7 +86,7 @@ def bury(store, **more):
     )
     trace = more.pop("trace", "")
     made = accepted(store, **more)[0]
-    lease = store.lease([made.source], 9, 100)[0]
+    lease = store.lease({made.source: 9}, 100)[0]
     store.settle(
         [
             Settled(
@@ -213,7 +213,7 @@ def test_story_is_told_in_every_state(page, store):
     ask = lambda: page.ask(path=f"/dashboard/deliveries/{made.id}")  # noqa: E731
     state = lambda: re.search(r"<dt>state</dt><dd>(\w+)</dd>", ask()[1])[1]  # noqa: E731
     assert state() == "ready"
-    lease = store.lease(["github"], 1, 100)[0]
+    lease = store.lease({"github": 1}, 100)[0]
     assert state() == "leased"
     facts = {"attempt": 1, "of": 8, "worker": "w1", "wait_ms": 12.0, "run_ms": 3.5}
     store.settle(
@@ -249,7 +249,7 @@ def test_story_is_told_in_every_state(page, store):
     store.settle(
         [
             Settled(
-                store.lease(["github"], 1, 100)[0],
+                store.lease({"github": 1}, 100)[0],
                 "done",
                 {"attempt": 1, "event_type": "push", "delivery_id": made.delivery_id},
             )
@@ -593,7 +593,7 @@ def test_silent_connections_keep_nobody_out(page):
 def test_delivery_that_is_sent_again_keeps_its_state(page, store):
     made = accepted(store)[0]
     store.settle(
-        [Settled(store.lease(["github"], 1, 100)[0], "done", {"attempt": 1, "event_type": "push"})]
+        [Settled(store.lease({"github": 1}, 100)[0], "done", {"attempt": 1, "event_type": "push"})]
     )
     assert store.accept([(made._replace(id=made.id[:-1] + "9"), 604_800)]) == [made.id]
     assert "<dd>done</dd>" in page.ask(path=f"/dashboard/deliveries/{made.id}")[1]

@@ -34,7 +34,7 @@ def dlqctl(redis_server, store, tmp_path):
 
 def bury(store, count=1, error="ValueError: no", **more):
     made = accepted(store, count, **more)
-    leases = store.lease(["github"], 64, 100)
+    leases = store.lease({"github": 64}, 100)
     store.settle(
         [
             Settled(lease, "dead", {"attempt": 8, "of": 8, "error": error}, reason="max_attempts")
@@ -104,7 +104,7 @@ def test_show_raw_prints_the_bytes_alone(redis_server, store, dlqctl):
 )
 def test_show_finds_a_delivery_in_any_state(dlqctl, store, state, outcome):
     made = accepted(store)[0]
-    leases = store.lease(["github"], 1, 100) if outcome else []
+    leases = store.lease({"github": 1}, 100) if outcome else []
     if outcome in ("retry", "done"):
         store.settle([Settled(leases[0], outcome, {"attempt": 1}, delay_s=60)])
     found = json.loads(dlqctl("--show", made.delivery_id, "--json").stdout)
@@ -117,7 +117,7 @@ def test_retry_puts_the_numbered_one_back_and_names_it(dlqctl, store):
     assert (
         done.returncode == 0 and made[1].id in done.stdout and "2 dead letters left" in done.stdout
     )
-    assert [lease.delivery.id for lease in store.lease(["github"], 9, 100)] == [made[1].id]
+    assert [lease.delivery.id for lease in store.lease({"github": 9}, 100)] == [made[1].id]
     assert store.audit()["gap"] == 0
 
 

@@ -29,8 +29,21 @@ from pathlib import Path
 import pytest
 import test_stack
 import test_webhookd
-from conftest import SECRET, Redis, accepted, act, dead, free_port, request, signed, until
-from test_webhookd import GOOD, Client, ask, is_ready, spool_of
+from conftest import (
+    SECRET,
+    Client,
+    Redis,
+    accepted,
+    act,
+    ask,
+    dead,
+    free_port,
+    is_ready,
+    request,
+    signed,
+    until,
+)
+from test_webhookd import GOOD, spool_of
 from test_worker import settled
 
 import worker
@@ -300,11 +313,11 @@ def test_worker_frozen_past_its_lease_changes_nothing_when_it_is_back_R5(
         "XCLAIM", ready, GROUP, name, 0, state()[0][0][0], "IDLE", int(LEASE_S * 1000) + 1, "JUSTID"
     )
     assert [row[1] for row in other.reclaim(name, idle_s=LEASE_S)] == [job.id]
-    (held,) = other.lease(["github"], 1, 500)
+    (held,) = other.lease({"github": 1}, 500)
     if meanwhile == "buried and put back":
         assert other.settle([Settled(held, "dead", {"attempt": 2}, reason="gave_up")]) == [True]
         assert other.redrive_rank(0, act()) == job.id
-        (held,) = other.lease(["github"], 1, 500)
+        (held,) = other.lease({"github": 1}, 500)
     before = state()
     crew.go()
     program.process.send_signal(signal.SIGCONT)

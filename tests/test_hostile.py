@@ -12,9 +12,8 @@ import socket
 import h11
 import pytest
 import test_webhookd
-from conftest import SECRET, Program, free_port, until
+from conftest import SECRET, Client, Program, ask, free_port, is_ready, request, until
 from corpus import CORPUS, FRAMING, NEXT
-from test_webhookd import Client, ask, is_ready, request
 
 from hookq import wire
 

@@ -21,7 +21,7 @@ def bring(store, state):
     store.accept([(made, 604_800)])
     if state == READY:
         return made, None
-    lease = store.lease(["github"], 1, 100)[0]
+    lease = store.lease({"github": 1}, 100)[0]
     outcome = {RETRY: "retry", DEAD: "dead", DONE: "done", DISCARDED: "dead"}.get(state)
     if outcome:
         store.settle([Settled(lease, outcome, {"attempt": 1}, reason="gave_up")])
@@ -47,7 +47,7 @@ def apply(store, verb, made, lease):
         store.accept([(made, 604_800)])
     elif verb == "lease":
         try:
-            store.lease(["github"], 1, 1)
+            store.lease({"github": 1}, 1)
         except Away:
             pytest.fail("a lease of nothing is no error")
     else:
@@ -131,4 +131,4 @@ def test_body_is_not_in_the_repr_of_a_delivery():
 
 def test_accepted_jobs_are_leased_in_the_order_they_came(store):
     made = accepted(store, 20)
-    assert [lease.delivery.id for lease in store.lease(["github"], 64, 100)] == [d.id for d in made]
+    assert [lease.delivery.id for lease in store.lease({"github": 64}, 100)] == [d.id for d in made]

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import test_webhookd
-from conftest import request, signed, until
+from conftest import ask, request, signed, until
 from test_faults import hammer, more
-from test_webhookd import GOOD, ask
+from test_webhookd import GOOD
 
 FIRE = bool(os.environ.get("FIRE"))
 MANY = 1 if FIRE else 5

@@ -48,13 +48,13 @@ def one(found, name, **labels):
 
 
 def run(store, outcome="done", counted="done 0 1000 3 400000 2 700000"):
-    lease = store.lease(["github"], 1, 100)[0]
+    lease = store.lease({"github": 1}, 100)[0]
     reason = {"reason": "gave_up", "cause": "x"} if outcome == "dead" else {}
     store.settle([Settled(lease, outcome, {"attempt": 1}, counted=counted, **reason)])
 
 
 def test_every_series_that_is_known_starts_at_0(page, store):
-    store.lease(["github"], 1, 1)  # a worker has asked for it: the source is known
+    store.lease({"github": 1}, 1)  # a worker has asked for it: the source is known
     found = scraped(page)
     for name, row in METRICS.items():
         if row.type == "counter" and "log" not in name:
@@ -119,7 +119,7 @@ def test_counts_follow_the_jobs_through_their_states(page, store):
 
 def test_settle_that_was_refused_is_not_counted(page, store, other):
     accepted(store)
-    lease = store.lease(["github"], 1, 100)[0]
+    lease = store.lease({"github": 1}, 100)[0]
     other.reclaim("w1")
     store.settle([Settled(lease, "done", {"attempt": 1}, counted="done 0 1 0 1 0 1")])
     assert one(scraped(page), "webhookd_attempts_total", source="github", outcome="done") == 0

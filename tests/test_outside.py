@@ -559,6 +559,35 @@ def test_no_more_run_at_once_than_the_source_lets(store, running, served, tmp_pa
     assert most[0] == concurrency if concurrency == 1 else 10 <= most[0] <= concurrency
 
 
+def test_long_job_in_python_keeps_no_job_from_its_url(store, running, served, tmp_path):
+    server = served(lambda h: h.say(200))
+    (tmp_path / "h.py").write_text("import time\ndef f(d):\n    time.sleep(3)\n")
+    url = TOML.replace("github]", "url]") + f'handler = "{server.url}"\nallow_private = true\n'
+    (tmp_path / "webhooks.toml").write_text(TOML + f'handler = "h.py:f"\n{url}')
+    running("worker.py").saw("process.start")
+    accepted(store)
+    until(lambda: store.audit()["leased"] == 1)
+    accepted(store, 20, source="url")
+    until(lambda: store.audit()["done"] == 20, 2.5, "done while the other is in hand")
+    assert store.audit()["leased"] == 1
+
+
+def test_quick_jobs_wait_for_the_slow_job_in_hand_and_no_other(store, running, tmp_path):
+    (tmp_path / "h.py").write_text(
+        "import time\ndef slow(d):\n    time.sleep(0.5)\ndef quick(d):\n    pass\n"
+    )
+    quick = TOML.replace("github]", "quick]") + 'handler = "h.py:quick"\n'
+    (tmp_path / "webhooks.toml").write_text(TOML + f'handler = "h.py:slow"\n{quick}')
+    accepted(store, 8)
+    running("worker.py")
+    until(lambda: store.audit()["done"] >= 1, what="the first slow job is done")
+    accepted(store, 100, source="quick")
+    settled(store, done=108)
+    ended = [event["source"] for _, event in store.latest_events(200)][::-1]
+    last_quick = len(ended) - ended[::-1].index("quick")
+    assert ended[:last_quick].count("github") <= 2, "the one before, and the one in hand"
+
+
 def test_killed_worker_costs_the_jobs_beside_it_no_death_and_they_run_again_R9(
     store, running, tmp_path
 ):

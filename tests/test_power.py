@@ -24,9 +24,20 @@ from trace import Disk, calls, needs_strace, traced
 import pytest
 import test_stack
 import test_webhookd
-from conftest import SECRET, Program, Redis, accepted, delivery, free_port, request, signed, until
+from conftest import (
+    SECRET,
+    Program,
+    Redis,
+    accepted,
+    ask,
+    delivery,
+    free_port,
+    is_ready,
+    request,
+    signed,
+    until,
+)
 from test_faults import hammer, more
-from test_webhookd import ask, is_ready
 
 from hookq.keys import key
 from hookq.programs import programs

@@ -16,9 +16,8 @@ from contextlib import closing, suppress
 
 import pytest
 import test_stack
-from conftest import SECRET, Program, Redis, accepted, free_port, until
+from conftest import SECRET, Program, Redis, accepted, free_port, is_ready, until
 from test_faults import hammer, more, pids
-from test_webhookd import is_ready
 
 import worker
 from hookq import config
@@ -219,7 +218,7 @@ def test_clock_of_redis_that_is_set_takes_no_lease_from_the_living_R5(
     minder = worker.Minder(living)
     faulthandler.cancel_dump_traceback_later()
     accepted(store)
-    (held,) = other.lease(["github"], 1, 500)
+    (held,) = other.lease({"github": 1}, 500)
 
     def ticks(seconds, *, renewed):
         end = time.monotonic() + seconds

@@ -20,7 +20,7 @@ BINARY = bytes(range(256)) * 3
 
 
 def lease(store, count=64):
-    return store.lease(["github"], count, 100)
+    return store.lease({"github": count}, 100)
 
 
 def bury(store, count=1, **more):
@@ -118,7 +118,7 @@ def test_lease_hands_every_job_to_one_worker_only(store, other):
 def test_lease_again_returns_what_a_lost_reply_had_leased(store):
     accepted(store, 3)
     lost = lease(store)
-    assert [held.entry for held in store.lease(["github"], 64, 1, again=True)] == [
+    assert [held.entry for held in store.lease({"github": 64}, 1, again=True)] == [
         held.entry for held in lost
     ]
 
@@ -283,7 +283,7 @@ def test_reclaim_buries_a_killer_at_its_third_known_death_and_no_neighbour_R9(
             store.redis.connection_pool.connection_kwargs["path"].join(["unix://", ""]),
             f"life-{life}",
         )
-        for held in worker.lease(["github"], 64, 1):
+        for held in worker.lease({"github": 64}, 1):
             if held.suspect:
                 worker.announce(held)
             if held.delivery.id == killer:
@@ -418,7 +418,7 @@ def test_full_redis_refuses_whole_batches_and_can_still_be_drained(small_redis):
             store.accept([(delivery(body=b"x" * 50_000), WEEK) for _ in range(4)])
     full = store.audit()
     assert full["gap"] == 0 and full["accepted"] % 4 == 0
-    held = store.lease(["github"], 20, 100)
+    held = store.lease({"github": 20}, 100)
     outcomes = ["retry", "dead", "ready", "done"]
     assert all(
         store.settle(
@@ -429,7 +429,7 @@ def test_full_redis_refuses_whole_batches_and_can_still_be_drained(small_redis):
         )
     )
     assert store.promote() and store.reclaim("nobody") == []
-    while held := store.lease(["github"], 20, 1):
+    while held := store.lease({"github": 20}, 1):
         store.settle([Settled(h, "done", {"attempt": 1}) for h in held])
     assert store.audit()["gap"] == 0 and store.accept([(d := delivery(), WEEK)]) == [d.id]
     store.close()
@@ -704,7 +704,7 @@ def test_jobs_of_the_previous_format_go_through_every_move(store):
     jobs = [delivery(body=b"%d" % n) for n in range(4)]
     for job in jobs:
         added(store, job)  # without its secret's place, as before
-    leases = store.lease(["github"], 4, 100)
+    leases = store.lease({"github": 4}, 100)
     assert [lease.delivery for lease in leases] == jobs
     ends = [
         Settled(leases[0], "done"),
@@ -715,7 +715,7 @@ def test_jobs_of_the_previous_format_go_through_every_move(store):
     assert store.promote() == [("github", jobs[1].id)] and store.redrive([jobs[2].id], act()) == [
         jobs[2].id
     ]
-    again = {lease.delivery.id: lease.delivery for lease in store.lease(["github"], 4, 100)}
+    again = {lease.delivery.id: lease.delivery for lease in store.lease({"github": 4}, 100)}
     assert again == {job.id: job._replace(attempt=int(job is jobs[1])) for job in jobs[1:]}
     assert store.reclaim("w1")[0][2] == "ready" and store.audit()["gap"] == 0
 
@@ -724,7 +724,7 @@ def test_job_of_a_newer_format_is_neither_run_nor_changed_nor_lost(store, other)
     job = delivery()
     entry = added(store, job, b"2", ("colour", "red"))
     before = store.redis.xrange(key("ready", "github"))
-    (lease,) = store.lease(["github"], 4, 100)
+    (lease,) = store.lease({"github": 4}, 100)
     assert not lease.known and lease.entry == entry
     assert other.reclaim("w1") == [] and other.reclaim("w1", idle_s=0.001) == []
     assert store.redis.xrange(key("ready", "github")) == before

@@ -15,7 +15,7 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from conftest import ROOT, SECRET, fill, free_port, request, signed, until
+from conftest import ROOT, SECRET, Client, ask, fill, free_port, is_ready, request, signed, until
 
 import webhookd
 from hookq import config, process, wire
@@ -28,67 +28,13 @@ GOOD = "HTTP/1.1 202 Accepted"
 SOURCES = '[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\n'
 
 
-class Client:
-    """One connection; `answer` reads one response, `rest` until the end."""
-
-    def __init__(self, port):
-        self.sock = socket.create_connection(("127.0.0.1", port), 10)
-        self.file = self.sock.makefile("rb")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-        self.sock.close()
-
-    def send(self, data):
-        self.sock.sendall(data)
-        return self
-
-    def answer(self):
-        """Return (status line, headers, body)."""
-        line = self.file.readline().decode("latin-1").rstrip("\r\n")
-        headers = {}
-        while header := self.file.readline().decode("latin-1").rstrip("\r\n"):
-            name, _, value = header.partition(": ")
-            headers[name.lower()] = value
-        return line, headers, self.file.read(int(headers.get("content-length", 0)))
-
-    def rest(self):
-        return self.file.read()
-
-
-def ask(port, data):
-    with Client(port) as client:
-        return client.send(data).answer()
-
-
-def is_ready(port):
-    try:
-        return ask(port, b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n")[0].startswith("HTTP/1.1 200")
-    except OSError:
-        return False
-
-
-@pytest.fixture
-def serve(running):
-    def started(**settings):
-        port = free_port()
-        program = running("webhookd.py", PORT=port, **settings)
-        until(lambda: is_ready(port) or program.process.poll() is not None, what=program.text)
-        return program, port
-
-    return started
-
-
 @pytest.fixture
 def port(serve):
     return serve()[1]
 
 
 def bodies(store):
-    return [lease.delivery.body for lease in store.lease(["github"], 64, 500)]
+    return [lease.delivery.body for lease in store.lease({"github": 64}, 500)]
 
 
 # ---------------- the main way
@@ -382,7 +328,7 @@ def test_spooled_deliveries_are_drained_in_the_order_of_arrival_with_their_bytes
     private_redis.start()
     store = Store(private_redis.url, "w1")
     drained(store, tmp_path, accepted=150)
-    found = [lease.delivery.body for _ in range(3) for lease in store.lease(["github"], 64, 500)]
+    found = [lease.delivery.body for _ in range(3) for lease in store.lease({"github": 64}, 500)]
     assert found == sent
     store.close()
 
@@ -869,16 +815,6 @@ def test_counters_of_a_flush_whose_reply_was_lost_are_counted_once(serve, privat
     )
     until(lambda: store.metrics()["rejected:github:missing"] == 8)
     store.close()
-
-
-def test_hup_with_a_handler_that_broke_since_is_told_and_goes_on(serve, tmp_path):
-    (tmp_path / "h.py").write_text("def f(delivery): pass\n")
-    (tmp_path / "webhooks.toml").write_text(SOURCES + 'handler = "h.py:f"\n')
-    program, port = serve()
-    (tmp_path / "h.py").write_text("def f(delivery)\n")
-    program.process.send_signal(signal.SIGHUP)
-    assert "h.py line 1" in str(program.saw("settings.refused")[0]["problems"])
-    assert ask(port, request())[0] == GOOD and program.process.poll() is None
 
 
 def test_reader_of_the_log_that_has_stopped_stops_nobody(redis_server, store, tmp_path):

@@ -6,6 +6,7 @@ import faulthandler
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import NOW, SECRET, accepted, act, dead, dead_ids, delivery, fill, until
@@ -16,6 +17,7 @@ from hookq.config import Source
 from hookq.handlers import NotJson, in_process
 from hookq.job import MAX_DEATHS
 from hookq.keys import key
+from hookq.routes import Route
 from hookq.schemes import SCHEMES
 from hookq.signing import Signer
 from hookq.store import Lease, Settled, Store
@@ -111,7 +113,7 @@ class Bare(Retry):
 @pytest.mark.parametrize("attempt", [0, 2])
 def test_error_that_cannot_be_told_still_settles_its_job(store, error, attempt):
     accepted(store)
-    found = run(fail(error), attempt)._replace(lease=store.lease(["github"], 1, 100)[0])
+    found = run(fail(error), attempt)._replace(lease=store.lease({"github": 1}, 100)[0])
     assert store.settle([found]) == [True]
     assert store.audit()["retry"] + store.audit()["dead"] == 1 and store.orphans() == []
 
@@ -305,7 +307,7 @@ def test_frozen_worker_that_lost_its_lease_settles_nothing_R5(store, work):
     name = program.saw("process.start")[0]["worker"]
     program.process.send_signal(signal.SIGSTOP)
     store.reclaim(name)
-    held = until(lambda: store.lease(["github"], 1, 100))[0]
+    held = until(lambda: store.lease({"github": 1}, 100))[0]
     assert store.settle([Settled(held, "dead", {"attempt": 2}, reason="gave_up")]) == [True]
     (work.folder / "go").touch()
     program.process.send_signal(signal.SIGCONT)
@@ -400,11 +402,14 @@ def quick(store, redis_server, tmp_path):
     one = worker.Worker(settings, "w1", signals)
     one.ran = []
     one.handle = lambda delivery: one.ran.append(delivery.id)
-    one.ways["github"].default = worker.Way(
-        in_process(lambda delivery: one.handle(delivery)), False
-    )
+    one.routes["github"] = always(in_process(lambda delivery: one.handle(delivery)), False)
     yield one
     one.store.close()
+
+
+def always(run, waits):
+    """Return routes that lead to `run` whatever the event type."""
+    return SimpleNamespace(of=lambda _event_type: Route(run, waits))
 
 
 def ends_after(one, calls, then=lambda: None):
@@ -504,15 +509,6 @@ def test_source_without_a_handler_logs_its_jobs_and_buries_what_does_not_parse(s
     assert program.saw("job.complete") and program.saw("job.bury")[0]["reason"] == "not_json"
 
 
-def test_broken_handler_ends_the_start_with_its_line(running, tmp_path):
-    (tmp_path / "h.py").write_text("def handle(d):\n  return (\n")
-    toml = '[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\nhandler = "h.py:handle"\n'
-    (tmp_path / "webhooks.toml").write_text(toml)
-    program = running("worker.py")
-    assert program.process.wait(10) == 78
-    assert "h.py line 2" in program.text and "Traceback" not in program.text
-
-
 def test_two_workers_run_each_job_once(store, work):
     work(), work()
     accepted(store, 200)
@@ -534,7 +530,7 @@ def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(
         root=tmp_path,
     )
     made = worker.Worker(settings, "w1", process.Signals())
-    made.ways["github"].default = worker.Way(
+    made.routes["github"] = always(
         in_process(lambda _: until(lambda: time.monotonic() > begun + 1, 5)), False
     )
     begun, ended = time.monotonic(), []
@@ -564,7 +560,7 @@ def test_worker_whose_memory_is_gone_starts_anew_wherever_the_job_ran(
         root=tmp_path,
     )
     made = worker.Worker(settings, "w1", process.Signals())
-    made.ways["github"].default = worker.Way(lambda _job, _limit_s: (MemoryError(), {}), waits)
+    made.routes["github"] = always(lambda _job, _limit_s: (MemoryError(), {}), waits)
     accepted(store)
     made.run()  # it ends by itself, after the job is settled
     assert store.audit()["retry"] == 1 and made.full
@@ -585,7 +581,7 @@ def test_worker_tells_of_jobs_that_only_a_newer_version_knows_and_runs_the_other
 def test_worker_does_its_duties_while_memory_is_full(small_redis, work):
     store = Store(small_redis.url, "probe")
     accepted(store, 3)
-    leases = store.lease(["github"], 3, 100)
+    leases = store.lease({"github": 3}, 100)
     store.settle([Settled(leases[0], "retry", {"attempt": 1})])
     store.settle([Settled(leases[1], "dead", {"attempt": 1}, reason="gave_up")])
     fill(store)

@@ -1,0 +1,172 @@
+"""Where handlers are loaded, and where not: settings whose modules end, hang and fail when they are
+imported, seen by each program.
+"""
+
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, accepted, ask, free_port, request, until
+
+from hookq import process
+
+SOURCE = """[sources.{name}]
+scheme = "github"
+secrets = ["env:WEBHOOK_SECRET"]
+handler = "{handler}"
+"""
+GOOD = "import pathlib\npathlib.Path(__file__).with_name('imports').open('a').write('x')\n"
+GOOD += "def f(delivery):\n    pass\n"
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """settings(name="handler", …) writes webhooks.toml; the first name is a source's."""
+
+    def write(**handlers):
+        texts = [SOURCE.format(name=name, handler=of) for name, of in handlers.items()]
+        (tmp_path / "webhooks.toml").write_text("\n".join(texts))
+
+    return write
+
+
+def imports(folder):
+    path = folder / "imports"
+    return len(path.read_text()) if path.exists() else 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import os\nos._exit(9)\n", "import time\ntime.sleep(60)\n", "1 / 0\n", "def f(:\n"],
+    ids=["ends the process", "hangs", "raises", "does not parse"],
+)
+def test_ingestion_takes_deliveries_whatever_a_handler_does_on_import(
+    serve,
+    settings,
+    tmp_path,
+    text,
+):
+    (tmp_path / "h.py").write_text(text)
+    settings(github="h.py:f")
+    program, port = serve()
+    assert ask(port, request())[0] == "HTTP/1.1 202 Accepted"
+    assert program.end() == 0
+
+
+def test_check_names_the_line_where_an_import_ends_its_process(running, settings, tmp_path):
+    (tmp_path / "h.py").write_text("import os\n\nos._exit(9)\n")
+    settings(github="h.py:f")
+    program = running("webhookd.py", "--check")
+    assert program.process.wait(20) == 78
+    assert "h.py line 3: SystemExit: 9." in program.text and "Traceback" not in program.text
+    assert "[sources.github] handler is 'h.py:f'" in program.text
+
+
+def test_check_tells_of_an_import_that_kills_its_process(running, settings, tmp_path):
+    (tmp_path / "h.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    settings(github="h.py:f")
+    program = running("webhookd.py", "--check")
+    assert program.process.wait(20) == 78
+    assert "A handler's import ended the check with signal 9." in program.text
+
+
+def test_check_imports_each_handler_once(running, settings, tmp_path):
+    (tmp_path / "h.py").write_text(GOOD)
+    settings(github="h.py:f", other="h.py:f")
+    program = running("webhookd.py", "--check")
+    assert program.process.wait(20) == 0 and "Sources: github, other." in program.text
+    assert imports(tmp_path) == 1
+
+
+def test_check_of_a_worker_takes_a_port_in_use_for_its_own(running, settings, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bind = f"socket.create_server(('127.0.0.1', {taken.getsockname()[1]}))"
+        (tmp_path / "h.py").write_text(f"import socket\n{bind}\ndef f(d): pass\n")
+        settings(github="h.py:f")
+        assert running("worker.py", "--check").process.wait(20) == 0
+
+
+def test_ingestion_takes_new_settings_whatever_a_handler_became(serve, settings, tmp_path):
+    (tmp_path / "h.py").write_text(GOOD)
+    settings(github="h.py:f")
+    program, port = serve()
+    (tmp_path / "h.py").write_text(GOOD + "1 / 0\n")
+    settings(github="h.py:f", later="h.py:f")
+    program.process.send_signal(signal.SIGHUP)
+    until(lambda: len(program.events("process.start")) == 2)
+    line = ask(port, request(path="/api/webhooks/later"))[0]
+    assert line == "HTTP/1.1 202 Accepted" and imports(tmp_path) == 0
+
+
+def test_worker_refuses_a_reload_with_a_handler_that_cannot_be_loaded(running, settings, tmp_path):
+    (tmp_path / "h.py").write_text(GOOD)
+    settings(github="h.py:f")
+    program = running("worker.py")
+    program.saw("process.start")
+    (tmp_path / "h.py").write_text("1 / 0\n")
+    program.process.send_signal(signal.SIGHUP)
+    assert "h.py line 1: ZeroDivisionError" in program.saw("settings.refused")[0]["problems"][0]
+    assert program.end() == 0
+
+
+def test_handlers_that_were_just_checked_are_not_imported_for_the_check_of_a_reload(
+    running, settings, tmp_path
+):
+    (tmp_path / "h.py").write_text(GOOD)
+    settings(github="h.py:f")
+    program = running("worker.py")
+    program.saw("process.start")
+    assert running("webhookd.py", "--check").process.wait(20) == 0
+    until(lambda: imports(tmp_path) == 2, what="by the worker, and by the check")
+    program.process.send_signal(signal.SIGHUP)
+    until(lambda: len(program.events("process.start")) == 2 and imports(tmp_path) == 3)
+    assert program.end() == 0 and imports(tmp_path) == 3
+
+
+@pytest.mark.parametrize("broken", ["missing.py:f", "h.py:gone", "nosuch.module:f"])
+def test_jobs_of_a_handler_that_cannot_be_loaded_wait_and_others_run(
+    store, running, settings, tmp_path, broken
+):
+    (tmp_path / "h.py").write_text(GOOD)
+    settings(bad=broken, good="h.py:f")
+    program = running("worker.py")
+    (job,) = accepted(store, source="bad")
+    accepted(store, source="good")
+    until(lambda: store.audit()["done"] == 1)
+    assert [line["source"] for line in program.saw("handler.failed")] == ["bad"]
+    assert store.audit()["ready"] == 1 and store.delivery(job.id).attempt == 0
+
+
+@pytest.mark.parametrize("handler", ["h.py:f", "./run.sh"])
+def test_handler_that_is_mended_is_loaded_without_a_restart(
+    store, running, tmp_path, handler, settings
+):
+    settings(github=handler)
+    if handler == "./run.sh":
+        text = (tmp_path / "webhooks.toml").read_text().replace('"./run.sh"', '["./run.sh"]')
+        (tmp_path / "webhooks.toml").write_text(text)
+    program = running("worker.py")
+    accepted(store)
+    program.saw("handler.failed")
+    (tmp_path / "h.py").write_text(GOOD)
+    (tmp_path / "run.sh").write_text("#!/bin/sh\n")
+    (tmp_path / "run.sh").chmod(0o755)
+    program.saw("handler.loaded")
+    until(lambda: store.audit()["done"] == 1)
+
+
+def test_settings_are_read_without_the_rooms_that_load_handlers():
+    seen = "import hookq.config, sys; print('hookq.routes' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"
+
+
+def test_mark_of_a_check_is_old_after_a_while(tmp_path, monkeypatch):
+    made = type("Settings", (), {"state_dir": tmp_path})
+    assert not process.just_checked(made)
+    (tmp_path / "checked").touch()
+    assert process.just_checked(made)
+    monkeypatch.setattr(process, "CHECK_S", 0)
+    assert not process.just_checked(made)
