@@ -10,7 +10,7 @@ answer.
 Safe by default: a login for everything but /livez and /readyz, acts by POST only, from our own
 pages only, every value escaped, script and style from two static files, and a
 Content-Security-Policy that says so. Does not promise: numbers of one moment, but those of the
-ledger (hookq/status.py).
+ledger (hookq/operate/status.py).
 """
 
 import argparse
@@ -31,12 +31,14 @@ from collections import deque
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from hookq import dlq, log, metrics, pages, process, status, wire
+from hookq import daemon, log, metrics, wire
 from hookq.config import VERSION, Config, add_flags, load
-from hookq.handlers import place_of
-from hookq.link import Away
-from hookq.spool import SpoolFailed
-from hookq.store import Act, Search, Store
+from hookq.ingest.spool import SpoolFailed
+from hookq.operate import dlq, pages, status
+from hookq.outcome import place_of
+from hookq.store.boot import boot_check
+from hookq.store.connection import Away
+from hookq.store.store import Act, Search, Store
 
 HTML, TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -366,7 +368,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return 200, TEXT, b"ok\n", ""
 
     def _store(self) -> Store:
-        return Store(self.server.settings.redis_url, process.name_of("dashboard"), timeout_s=2.0)
+        return Store(self.server.settings.redis_url, daemon.name_of("dashboard"), timeout_s=2.0)
 
     def _frame(self, query: Form, now: float) -> pages.Frame:
         return pages.Frame(
@@ -626,24 +628,24 @@ def main() -> None:
     )
     parser.add_argument("--version", action="version", version=f"webhookd {VERSION}")
     add_flags(parser, "DASHBOARD_HOST", "DASHBOARD_PORT", "STATE_DIR", "WEBHOOKS_FILE")
-    process.add_check(parser)
+    daemon.add_check(parser)
     args = parser.parse_args()
     flags = {name: value for name, value in vars(args).items() if name.isupper()}
 
     def read_settings() -> Config:
-        return load(flags, root=process.root(), need=("DASHBOARD_PASSWORD",), sources=False)
+        return load(flags, root=daemon.root(), need=("DASHBOARD_PASSWORD",), sources=False)
 
     # The kernel may hand a signal to any thread, and Python runs its handler in this one: it must
     # be woken for that.
     waker, woken = socket.socketpair()
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    signals = process.Signals()
-    settings = process.load_or_exit(read_settings)
+    signals = daemon.Signals()
+    settings = daemon.load_or_exit(read_settings)
     if args.check:
-        process.end_check(settings)
+        daemon.end_check(settings)
     try:
-        server = Server(settings, process.inherited_socket())
+        server = Server(settings, daemon.inherited_socket())
     except OSError as error:
         where = f"{settings.dashboard_host}:{settings.dashboard_port}"
         sys.exit(
@@ -654,12 +656,12 @@ def main() -> None:
         target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
     ).start()
     log.event("process.start", program="dashboard", version=VERSION)
-    process.boot_check(settings, process.name_of("dashboard"))
-    while not (signals.stop or process.reload_wanted(signals)):
+    boot_check(settings.redis_url, daemon.name_of("dashboard"), settings.durability)
+    while not (signals.stop or daemon.reload_wanted(signals)):
         woken.recv(4096)
     server.drain()
     if not signals.stop:
-        process.reexec(server.socket)
+        daemon.reexec(server.socket)
     log.event("process.end", program="dashboard")
 
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from hookq import dlq, log, process
+from hookq import daemon, log
 from hookq.config import (
     EX_DECLINED,
     EX_GONE,
@@ -33,10 +33,11 @@ from hookq.config import (
     load,
     redis_url,
 )
+from hookq.ingest.spool import SpoolFailed
 from hookq.job import arrived_at
-from hookq.link import Away
-from hookq.spool import SpoolFailed
-from hookq.store import Act, Cause, Parked, Search, Store
+from hookq.operate import dlq
+from hookq.store.connection import Away
+from hookq.store.store import Act, Cause, Parked, Search, Store
 
 EX_INTERRUPTED, EX_PIPE = 130, 141
 SHOWN_ID = 10  # characters of an id in a list: all of its time of arrival
@@ -196,10 +197,8 @@ def main() -> None:
     args.limit = 20 if args.limit is None else args.limit
     log.to_nowhere()  # the command's own output says what it did; the lines are for daemons
     try:
-        args.settings = process.load_or_exit(lambda: settings_of(args))
-        code = run(
-            args, Store(args.redis_url or args.settings.redis_url, process.name_of("dlqctl"))
-        )
+        args.settings = daemon.load_or_exit(lambda: settings_of(args))
+        code = run(args, Store(args.redis_url or args.settings.redis_url, daemon.name_of("dlqctl")))
         sys.stdout.flush()
     except Away as error:
         print(
@@ -240,7 +239,7 @@ def in_spool(settings: Config) -> str:
 def settings_of(args: argparse.Namespace) -> Config:
     return load(
         {name: value for name, value in vars(args).items() if name.isupper()},
-        root=process.root(),
+        root=daemon.root(),
         sources=False,
     )
 

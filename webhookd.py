@@ -36,15 +36,16 @@ from collections import Counter, deque
 from collections.abc import Callable
 from email.utils import formatdate
 
-from hookq import log, process, selftest, wire
+from hookq import daemon, log, selftest, wire
 from hookq.config import VERSION, Config, add_flags, load
-from hookq.intake import Intake
+from hookq.ingest.intake import Intake
+from hookq.ingest.spool import Spool, SpoolFailed
 from hookq.job import Delivery, JobIds
-from hookq.link import Away
 from hookq.metrics import Durations
-from hookq.sample import send_sample
+from hookq.operate.sample import send_sample
 from hookq.signing import Rejected, verify
-from hookq.spool import Spool, SpoolFailed
+from hookq.store.boot import boot_check
+from hookq.store.connection import Away
 from hookq.wire import BadRequest, Request
 
 PREFIX = "/api/webhooks/"
@@ -171,7 +172,7 @@ class Server(http.server.HTTPServer):
         self.woken.setblocking(False)
         self.waker.setblocking(False)
         self.intake = Intake(
-            settings.redis_url, process.name_of("ingest"), self.wake, replicas=settings.durability
+            settings.redis_url, daemon.name_of("ingest"), self.wake, replicas=settings.durability
         )
         self.retry_at = self.flushed_at = self.said_at = 0.0
         self.why = ""
@@ -191,7 +192,7 @@ class Server(http.server.HTTPServer):
         except OSError:
             pass
 
-    def run(self, signals: process.Signals) -> None:
+    def run(self, signals: daemon.Signals) -> None:
         self._register(self.woken, IN, self._woken)
         # and only then _listen: whoever connects at once would only go through the spool
         self.intake.start()
@@ -219,13 +220,13 @@ class Server(http.server.HTTPServer):
                 self._sweep(now)
             self._obey(signals, now)
 
-    def _obey(self, signals: process.Signals, now: float) -> None:
+    def _obey(self, signals: daemon.Signals, now: float) -> None:
         """Start anew in place, or stop: /readyz goes bad first, then nobody new is taken in, then
         what is here is finished.
         """
         if signals.reload and not (self.checking or self.reload):
             self.checking = True
-            process.in_background(self._check_reload, signals)
+            daemon.in_background(self._check_reload, signals)
         if signals.stop and not self.leaving_since:
             self.leaving_since = now
             log.event("process.leave")
@@ -236,11 +237,11 @@ class Server(http.server.HTTPServer):
         if stop and self.socket.fileno() >= 0:
             self._stop_listening()
 
-    def _check_reload(self, signals: process.Signals) -> None:
+    def _check_reload(self, signals: daemon.Signals) -> None:
         """Tell the loop to drain and start anew, if the settings of now allow it; in a thread,
         since that takes a while.
         """
-        self.reload = process.reload_wanted(signals)
+        self.reload = daemon.reload_wanted(signals)
         self.checking = False
         self.wake()
 
@@ -259,8 +260,8 @@ class Server(http.server.HTTPServer):
         if self.intake.adopt():
             log.event("redis.up")
             self.why = ""
-            process.in_background(
-                process.boot_check, self.settings, self.intake.name
+            daemon.in_background(
+                boot_check, self.settings.redis_url, self.intake.name, self.settings.durability
             )  # the loop waits for nobody
             self.intake_mask = 0
             self._watch_intake()
@@ -943,8 +944,8 @@ class Server(http.server.HTTPServer):
 def serve(read_settings: Callable[[], Config]) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    signals = process.Signals()
-    settings = process.load_or_exit(read_settings)
+    signals = daemon.Signals()
+    settings = daemon.load_or_exit(read_settings)
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -954,7 +955,7 @@ def serve(read_settings: Callable[[], Config]) -> None:
             why=f"STATE_DIR {settings.state_dir} cannot be made: {error.strerror}",
         )
     try:
-        server = Server(settings, process.inherited_socket())
+        server = Server(settings, daemon.inherited_socket())
     except OSError as error:
         sys.exit(
             f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. Set "
@@ -971,7 +972,7 @@ def serve(read_settings: Callable[[], Config]) -> None:
     )
     server.run(signals)
     if server.reload and not signals.stop:
-        process.reexec(server.socket)
+        daemon.reexec(server.socket)
     log.event("process.end", program="webhookd")
 
 
@@ -980,7 +981,7 @@ def main() -> None:
         prog="webhookd.py", description="Takes signed webhooks in.", allow_abbrev=False
     )
     mode = parser.add_mutually_exclusive_group()
-    process.add_check(mode)
+    daemon.add_check(mode)
     mode.add_argument(
         "--selftest",
         nargs="?",
@@ -1014,7 +1015,7 @@ def main() -> None:
     flags = {name: value for name, value in vars(args).items() if name.isupper()}
 
     def read_settings() -> Config:
-        return load(flags, root=process.root())
+        return load(flags, root=daemon.root())
 
     if args.fail and args.send is None:
         parser.error("--fail goes with --send")
@@ -1023,11 +1024,11 @@ def main() -> None:
     if args.selftest is not None:
         sys.exit(selftest.run(args.selftest))
     if args.check:
-        settings = process.load_or_exit(read_settings)
-        process.end_check(settings, process.check_handlers(settings) if args.check == "all" else ())
+        settings = daemon.load_or_exit(read_settings)
+        daemon.end_check(settings, daemon.check_handlers(settings) if args.check == "all" else ())
     elif args.send is not None:
         sys.exit(
-            send_sample(process.load_or_exit(read_settings), args.source, args.send, fail=args.fail)
+            send_sample(daemon.load_or_exit(read_settings), args.source, args.send, fail=args.fail)
         )
     else:
         serve(read_settings)

@@ -32,31 +32,22 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hookq import log, process, routes
+from hookq import daemon, log
 from hookq.config import VERSION, Config, Source, add_flags, load
-from hookq.handlers import (
-    BadHandler,
-    GiveUp,
-    NotJson,
-    Retry,
-    Runner,
-    TimeLimit,
-    place_of,
-    stop_watch,
-    text_of,
-    trace_of,
-    watch_time,
-)
 from hookq.job import Delivery, cause_of
-from hookq.link import Away
 from hookq.metrics import bucket
-from hookq.pool import BLOCK_MS, DRAIN_S, EX_SOFTWARE, MAX_PAUSE_S, PAUSE_S, Pool
-from hookq.retry import delay_s
-from hookq.routes import Route, Routes
+from hookq.outcome import GiveUp, NotJson, Retry, TimeLimit, place_of, text_of, trace_of
 from hookq.schemes import SCHEMES
 from hookq.signing import Signer
-from hookq.store import LEASE_S, RENEW_S, Lease, Settled, Store
-from hookq.turns import PREFETCH, Turns
+from hookq.store.boot import boot_check
+from hookq.store.connection import Away
+from hookq.store.store import LEASE_S, RENEW_S, Lease, Settled, Store
+from hookq.work import routes
+from hookq.work.pool import BLOCK_MS, DRAIN_S, EX_SOFTWARE, MAX_PAUSE_S, PAUSE_S, Pool
+from hookq.work.python import BadHandler, Runner, stop_watch, watch_time
+from hookq.work.retry import delay_s
+from hookq.work.routes import Route, Routes
+from hookq.work.turns import PREFETCH, Turns
 
 SETTLE_S = 0.005  # how long a finished job may wait for others to be settled with
 # The next batch is leased during one that takes less; during a longer one others may want its jobs.
@@ -121,7 +112,7 @@ class Hand:
 class Worker:
     """The main loop and what the minder may look at: `held`, `current`, `pool` and `polled_at`."""
 
-    def __init__(self, settings: Config, name: str, signals: process.Signals) -> None:
+    def __init__(self, settings: Config, name: str, signals: daemon.Signals) -> None:
         self.settings, self.name, self.signals = settings, name, signals
         self.store = Store(settings.redis_url, name)
         self.routes: dict[str, Routes] = {}
@@ -532,7 +523,8 @@ class Minder(threading.Thread):
         self._watchdog()
 
     def run(self) -> None:
-        process.boot_check(self.worker.settings, self.worker.name)
+        settings = self.worker.settings
+        boot_check(settings.redis_url, self.worker.name, settings.durability)
         while True:
             self._watchdog()
             try:
@@ -698,21 +690,21 @@ def main() -> None:
     )
     parser.add_argument("--version", action="version", version=f"webhookd {VERSION}")
     add_flags(parser, "STATE_DIR", "WEBHOOKS_FILE")
-    process.add_check(parser)
+    daemon.add_check(parser)
     args = parser.parse_args()
     flags = {name: value for name, value in vars(args).items() if name.isupper()}
     sys.path.insert(0, str(Path.cwd()))
 
     def read_settings() -> Config:
-        return load(flags, root=process.root())
+        return load(flags, root=daemon.root())
 
-    signals = process.Signals()
-    settings = process.load_or_exit(read_settings)
+    signals = daemon.Signals()
+    settings = daemon.load_or_exit(read_settings)
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (settings.worker_memory, hard))
     if args.check:
-        process.end_check(settings, routes.problems(settings) if args.check == "all" else ())
-    worker = Worker(settings, process.name_of("worker"), signals)
+        daemon.end_check(settings, routes.problems(settings) if args.check == "all" else ())
+    worker = Worker(settings, daemon.name_of("worker"), signals)
     log.event(
         "process.start",
         program="worker",
@@ -725,9 +717,9 @@ def main() -> None:
         worker.run()
         if signals.stop:
             break
-        what = "settings" if process.just_checked(settings) else "all"
-        if worker.full or process.reload_wanted(signals, what):
-            process.reexec()
+        what = "settings" if daemon.just_checked(settings) else "all"
+        if worker.full or daemon.reload_wanted(signals, what):
+            daemon.reexec()
     log.event("process.end", program="worker", done=worker.done)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import rig
 from rig import CONNECTIONS, PEERS, ROOT, SECRET, Redis, Row, Void
 
-from hookq.keys import key
+from hookq.store.keys import key
 
 HANDLER = (
     "from counted import handle as count\n\n\ndef handle(delivery):\n    count(delivery.body)\n"

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from hookq.job import Delivery, JobIds  # noqa: E402
-from hookq.link import Away  # noqa: E402
-from hookq.store import Settled, Store  # noqa: E402
+from hookq.store.connection import Away  # noqa: E402
+from hookq.store.store import Settled, Store  # noqa: E402
 
 LOGIN = {"Authorization": "Basic " + base64.b64encode(b"operator:a-password").decode()}
 

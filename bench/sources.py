@@ -24,7 +24,7 @@ import working
 from rig import Redis
 
 from hookq.job import Delivery
-from hookq.store import Store
+from hookq.store.store import Store
 
 JOBS, ANSWER_S, SLOW_S, QUICK = 20_000, 0.1, 0.5, 200
 HANDLERS = f"""

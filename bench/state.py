@@ -15,7 +15,7 @@ import rig
 import working
 from rig import SECRET, Redis, Row, Void
 
-from hookq.store import Settled, Store
+from hookq.store.store import Settled, Store
 
 TIMED = """import os, time
 

@@ -18,8 +18,8 @@ import rig
 from rig import PEERS, SECRET, Redis, Row
 
 from hookq.job import Delivery, JobIds
-from hookq.keys import key
-from hookq.store import Store
+from hookq.store.keys import key
+from hookq.store.store import Store
 
 WEEK = 604_800
 IDS = JobIds(1)

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from hookq import address
-from hookq.handlers import Spec, kind_of
+from hookq.redis_url import parse as parse_redis_url
 from hookq.schemes import ALGORITHMS, ENCODINGS, PART, SCHEMES, Scheme
 from hookq.signing import Signer, keys_of
 
@@ -38,6 +37,11 @@ MAX_MAX_BODY: Final = 256 << 20
 # A unix socket's path ends at 107 bytes; this leaves room for "/supervisor.sock" and a temporary
 # suffix.
 MAX_STATE_DIR: Final = 80
+
+
+# How a handler stands in the settings: "file.py:function", "package.module:function", a URL, a
+# command's words, "ignore".
+Spec = str | tuple[str, ...]
 
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -120,7 +124,7 @@ def _is_url(value: Any) -> bool:
 
 
 def redis_url(text: str) -> str:
-    options = address.parse(text).options if text else {}
+    options = parse_redis_url(text).options if text else {}
     for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
         value = options.get(name)
         if value is not None and not os.access(value, os.R_OK):
@@ -662,3 +666,12 @@ def _why(error: Exception) -> str:
     return ((error.strerror or str(error)) if isinstance(error, OSError) else str(error)).rstrip(
         "."
     )
+
+
+def kind_of(spec: Spec) -> str:
+    """Return python, http, command, ignore, or parse where none is named."""
+    if isinstance(spec, tuple):
+        return "command"
+    if "://" in spec:
+        return "http"
+    return spec if spec == "ignore" else "python" if spec else "parse"

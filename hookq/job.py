@@ -36,7 +36,7 @@ ABSENT, READY, LEASED, RETRY, DEAD, DONE, DISCARDED = (
     "discarded",
 )
 
-# If you change this table, also change DRAWING above, the script of the verb in hookq/lua, and
+# If you change this table, also change DRAWING above, the verb's script in hookq/store/lua, and
 # README's drawing.
 MOVES: Final = {
     (ABSENT, "accept"): READY,

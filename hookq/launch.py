@@ -27,10 +27,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hookq import log, process, programs
+from hookq import daemon, log
 from hookq.config import EX_SETTINGS, VERSION, Config, Invalid, load
-from hookq.link import Away
-from hookq.store import Store
+from hookq.operate import supervisord
+from hookq.store.connection import Away
+from hookq.store.store import Store
 
 PORT_WAIT_S = 15.0  # a stack that is just stopping needs a moment to let go
 STOP_GRACE_S = 10  # over the longest timeout_s, before a worker is killed
@@ -56,12 +57,12 @@ def reload() -> None:
     """Make every process start anew with the settings of now, unless those are wrong: then say so,
     and leave all as it is.
     """
-    settings = process.load_or_exit(lambda: load(root=process.root(), need=("DASHBOARD_PASSWORD",)))
-    if problems := process.check_handlers(settings):
-        process.refuse(problems)
+    settings = daemon.load_or_exit(lambda: load(root=daemon.root(), need=("DASHBOARD_PASSWORD",)))
+    if problems := daemon.check_handlers(settings):
+        daemon.refuse(problems)
     try:
-        told = programs.reload_all(settings.state_dir)
-    except programs.NoSupervisor as error:
+        told = supervisord.reload_all(settings.state_dir)
+    except supervisord.NoSupervisor as error:
         stop(f"webhookd does not run with STATE_DIR={settings.state_dir}: {error}.", 1)
     print(
         f"Told {', '.join(told)} to finish what they have and start anew. Who finds its "
@@ -70,7 +71,7 @@ def reload() -> None:
 
 
 def run() -> None:
-    root = process.root()
+    root = daemon.root()
     os.chdir(root)
     made = make_secrets(root)
     try:
@@ -317,7 +318,7 @@ def banner(settings: Config, made: dict[str, str]) -> None:
         say("\n  The secret to give to GitHub (kept in .env):", shown["WEBHOOK_SECRET"])
     here = (
         ""
-        if settings.state_dir == process.root() / "var"
+        if settings.state_dir == daemon.root() / "var"
         else f" -s unix://{settings.state_dir}/supervisor.sock"
     )
     # What this start was given by its environment, the next command needs too: else it would reach

@@ -206,7 +206,7 @@ def _number(value: float) -> str:
 def gauges_of(
     status: Any, memory: tuple[int, int], version: str, python: str, took_s: float
 ) -> dict[str, list[Sample]]:
-    """Return the samples of every gauge from a Status (hookq/status.py). What cannot be known has
+    """Return the samples of every gauge from a Status (hookq/operate/status.py). What cannot be known has
     no sample.
     """
     audit, now = status.audit, status.now

@@ -31,9 +31,9 @@ from conftest import ROOT, free_port, signed
 from test_faults import Proxy
 from test_stack import Stack
 
-from hookq.link import Away
-from hookq.programs import NoSupervisor, programs
-from hookq.store import Store
+from hookq.operate.supervisord import NoSupervisor, programs
+from hookq.store.connection import Away
+from hookq.store.store import Store
 
 HANDLER = """
 import json, os, pathlib, signal, time

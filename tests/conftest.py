@@ -24,7 +24,7 @@ from hookq import log
 from hookq.job import Delivery, JobIds
 from hookq.schemes import SCHEMES
 from hookq.signing import Signer, sign
-from hookq.store import Act, Search, Store
+from hookq.store.store import Act, Search, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "a-secret-of-the-tests-7f3a91"

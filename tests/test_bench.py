@@ -28,8 +28,8 @@ import webhookd
 import worker
 from hookq import config, log, wire
 from hookq.job import Delivery, JobIds
-from hookq.keys import key
 from hookq.signing import verify
+from hookq.store.keys import key
 
 sys.path.insert(0, str(ROOT / "bench"))
 import load  # noqa: E402

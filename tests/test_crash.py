@@ -12,9 +12,9 @@ import pytest
 from conftest import accepted, act, delivery
 from redis import RedisError
 
-from hookq.keys import PREFIX, key
-from hookq.link import Away
-from hookq.store import Settled, Store
+from hookq.store.connection import Away
+from hookq.store.keys import PREFIX, key
+from hookq.store.store import Settled, Store
 
 
 class Died(OSError):

@@ -18,10 +18,10 @@ from urllib.parse import quote, urlencode
 import pytest
 from conftest import ROOT, accepted, dead_ids, free_port, until
 
-from hookq import dlq
-from hookq.keys import key
+from hookq.operate import dlq
 from hookq.schemes import SCHEMES
-from hookq.store import Settled
+from hookq.store.keys import key
+from hookq.store.store import Settled
 
 LOGIN = {"Authorization": "Basic " + base64.b64encode(b"operator:a-password").decode()}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, accepted, dead_ids
 
-from hookq.store import Settled, Store
+from hookq.store.store import Settled, Store
 
 HOSTILE = "<b>\x1b]0;owned\x07 $name ‮ \r\n'\""
 

@@ -48,11 +48,11 @@ from test_worker import settled
 
 import worker
 from hookq import config
-from hookq.keys import SCRIPTS, key
-from hookq.link import Away
-from hookq.programs import programs
-from hookq.spool import Spool
-from hookq.store import GROUP, LEASE_S, Settled, Store
+from hookq.ingest.spool import Spool
+from hookq.operate.supervisord import programs
+from hookq.store.connection import Away
+from hookq.store.keys import SCRIPTS, key
+from hookq.store.store import GROUP, LEASE_S, Settled, Store
 
 stack, serve, short = test_stack.stack, test_webhookd.serve, test_webhookd.short
 

@@ -7,23 +7,15 @@ import pytest
 from conftest import delivery
 
 import hookq
-from hookq.handlers import (
-    BadHandler,
-    NotJson,
-    TimeLimit,
-    find_handler,
-    parse_body,
-    place_of,
-    run,
-    watch_time,
-)
+from hookq.outcome import NotJson, TimeLimit, place_of
+from hookq.work.python import BadHandler, find_handler, parse_body, run, watch_time
 
 
 def test_handler_is_found_in_a_file_and_in_a_module(tmp_path):
     (tmp_path / "h.py").write_text("def f(delivery):\n    return delivery.id\n")
     made = delivery()
     assert find_handler("h.py:f", tmp_path)(made) == made.id
-    assert find_handler("hookq.handlers:parse_body", tmp_path) is parse_body
+    assert find_handler("hookq.work.python:parse_body", tmp_path) is parse_body
 
 
 def test_two_files_of_one_name_are_two_modules(tmp_path):
@@ -34,7 +26,7 @@ def test_two_files_of_one_name_are_two_modules(tmp_path):
         "a",
         "b",
     ]
-    assert hookq.handlers.find_handler is find_handler
+    assert hookq.work.python.find_handler is find_handler
 
 
 @pytest.mark.parametrize(

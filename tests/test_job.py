@@ -6,8 +6,8 @@ import pytest
 from conftest import NOW, accepted, act, delivery
 
 from hookq.job import ABSENT, DEAD, DISCARDED, DONE, LEASED, MOVES, READY, RETRY, Headers, JobIds
-from hookq.link import Away
-from hookq.store import Lease, Settled
+from hookq.store.connection import Away
+from hookq.store.store import Lease, Settled
 
 STATES = [ABSENT, READY, LEASED, RETRY, DEAD, DONE, DISCARDED]
 VERBS = sorted({verb for _, verb in MOVES})

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hookq import metrics
 from hookq.metrics import BUCKETS, METRICS
-from hookq.store import Settled
+from hookq.store.store import Settled
 
 page, stack = test_dashboard.page, test_stack.stack
 ALERTS, GRAFANA = ROOT / "ops/alerts.yml", ROOT / "ops/grafana.json"

@@ -17,12 +17,12 @@ import pytest
 from conftest import SECRET, accepted, dead, delivery, until
 from test_worker import settled
 
-from hookq import forward
-from hookq.command import Command
-from hookq.forward import Target, is_public, seconds_of
-from hookq.handlers import Failed, GiveUp, Retry, TimeLimit
+from hookq.outcome import Failed, GiveUp, Retry, TimeLimit
 from hookq.schemes import SCHEMES
 from hookq.signing import Signer, verify
+from hookq.work import url
+from hookq.work.command import Command
+from hookq.work.url import Target, is_public, seconds_of
 
 KEY = b"a-secret-of-the-target-5c1d"
 BODY = b'{"n": 1}'
@@ -161,7 +161,7 @@ def test_what_is_said_out_of_turn_is_no_answer_to_the_next_job(served):
 
     one = target(served(reply).url)
     assert one.run(made(), 5)[0] is None
-    until(lambda: not forward._silent(one.mine.connection.sock))
+    until(lambda: not url._silent(one.mine.connection.sock))
     assert one.run(made(), 5)[0] is None
 
 
@@ -280,7 +280,7 @@ def test_answer_before_the_body_was_read_counts():
 
 def test_target_that_answers_for_ever_is_cut_off_and_its_status_counts(served):
     error, facts = target(served(for_ever).url).run(made(), 5)
-    assert error is None and facts["answer"]["body"] == "x" * forward.KEPT
+    assert error is None and facts["answer"]["body"] == "x" * url.KEPT
 
 
 @pytest.mark.parametrize(

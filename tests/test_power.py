@@ -39,10 +39,10 @@ from conftest import (
 )
 from test_faults import hammer, more
 
-from hookq.keys import key
-from hookq.programs import programs
-from hookq.spool import Spool
-from hookq.store import Store
+from hookq.ingest.spool import Spool
+from hookq.operate.supervisord import programs
+from hookq.store.keys import key
+from hookq.store.store import Store
 
 stack, serve = test_stack.stack, test_webhookd.serve
 FIRE = bool(os.environ.get("FIRE"))

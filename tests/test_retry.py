@@ -2,7 +2,7 @@
 
 import pytest
 
-from hookq.retry import delay_s
+from hookq.work.retry import delay_s
 
 LAST = 0.999999
 

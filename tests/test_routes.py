@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, accepted, ask, free_port, request, until
+from conftest import ROOT, accepted, ask, request, until
 
-from hookq import process
+from hookq import daemon
 
 SOURCE = """[sources.{name}]
 scheme = "github"
@@ -165,8 +165,8 @@ def test_settings_are_read_without_the_rooms_that_load_handlers():
 
 def test_mark_of_a_check_is_old_after_a_while(tmp_path, monkeypatch):
     made = type("Settings", (), {"state_dir": tmp_path})
-    assert not process.just_checked(made)
+    assert not daemon.just_checked(made)
     (tmp_path / "checked").touch()
-    assert process.just_checked(made)
-    monkeypatch.setattr(process, "CHECK_S", 0)
-    assert not process.just_checked(made)
+    assert daemon.just_checked(made)
+    monkeypatch.setattr(daemon, "CHECK_S", 0)
+    assert not daemon.just_checked(made)

@@ -21,8 +21,8 @@ from test_faults import hammer, more, pids
 
 import worker
 from hookq import config
-from hookq.keys import key
-from hookq.store import GROUP, Store
+from hookq.store.keys import key
+from hookq.store.store import GROUP, Store
 
 stack = test_stack.stack
 # A clock that a file sets. libfaketime would do the same, but hangs Debian's Redis: its allocator

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, delivery, until
 
-from hookq.spool import ROOM, ROW_BYTES, Spool, SpoolFailed
+from hookq.ingest.spool import ROOM, ROW_BYTES, Spool, SpoolFailed
 
 MB = 1 << 20
 # A child has `spool`, `one(id)` makes an entry of a batch, `patient` asks again while others hold
@@ -26,7 +26,7 @@ PRELUDE = """
 import os, resource, signal, sys
 from pathlib import Path
 from hookq.job import Delivery
-from hookq.spool import Spool, SpoolFailed
+from hookq.ingest.spool import Spool, SpoolFailed
 spool = Spool(Path(sys.argv[1]), 1 << 30)
 def one(id, size=3000):
     return Delivery(id, "github", id, "push", 1.5, b"A: b", os.urandom(size)), 60

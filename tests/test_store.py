@@ -9,11 +9,11 @@ import hiredis
 import pytest
 from conftest import accepted, act, dead, dead_ids, delivery, until
 
-from hookq.intake import Intake
+from hookq.ingest.intake import Intake
 from hookq.job import MAX_DEATHS
-from hookq.keys import SCRIPTS, key
-from hookq.link import Away
-from hookq.store import Settled, Store
+from hookq.store.connection import Away
+from hookq.store.keys import SCRIPTS, key
+from hookq.store.store import Settled, Store
 
 WEEK = 604_800
 BINARY = bytes(range(256)) * 3

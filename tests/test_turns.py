@@ -2,7 +2,7 @@
 
 import pytest
 
-from hookq.turns import PREFETCH, PREFETCH_BYTES, SLICE_S, Turns
+from hookq.work.turns import PREFETCH, PREFETCH_BYTES, SLICE_S, Turns
 
 
 def turns(**took_s):

@@ -18,11 +18,11 @@ import pytest
 from conftest import ROOT, SECRET, Client, ask, fill, free_port, is_ready, request, signed, until
 
 import webhookd
-from hookq import config, process, wire
-from hookq.keys import key
-from hookq.link import Away
-from hookq.spool import Spool
-from hookq.store import Store
+from hookq import config, daemon, wire
+from hookq.ingest.spool import Spool
+from hookq.store.connection import Away
+from hookq.store.keys import key
+from hookq.store.store import Store
 
 GOOD = "HTTP/1.1 202 Accepted"
 SOURCES = '[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\n'
@@ -699,7 +699,7 @@ def test_signals_that_came_before_the_handler_are_not_missed():
     }
     try:
         os.kill(os.getpid(), signal.SIGHUP)
-        assert process.Signals().reload
+        assert daemon.Signals().reload
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         for number, handler in saved.items():

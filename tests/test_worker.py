@@ -12,15 +12,16 @@ import pytest
 from conftest import NOW, SECRET, accepted, act, dead, dead_ids, delivery, fill, until
 
 import worker
-from hookq import GiveUp, Retry, config, process
+from hookq import GiveUp, Retry, config, daemon
 from hookq.config import Source
-from hookq.handlers import NotJson, in_process
 from hookq.job import MAX_DEATHS
-from hookq.keys import key
-from hookq.routes import Route
+from hookq.outcome import NotJson
 from hookq.schemes import SCHEMES
 from hookq.signing import Signer
-from hookq.store import Lease, Settled, Store
+from hookq.store.keys import key
+from hookq.store.store import Lease, Settled, Store
+from hookq.work.python import in_process
+from hookq.work.routes import Route
 
 SOURCE = Source(
     Signer("github", SCHEMES["github"]),
@@ -529,7 +530,7 @@ def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(
         },
         root=tmp_path,
     )
-    made = worker.Worker(settings, "w1", process.Signals())
+    made = worker.Worker(settings, "w1", daemon.Signals())
     made.routes["github"] = always(
         in_process(lambda _: until(lambda: time.monotonic() > begun + 1, 5)), False
     )
@@ -559,7 +560,7 @@ def test_worker_whose_memory_is_gone_starts_anew_wherever_the_job_ran(
         },
         root=tmp_path,
     )
-    made = worker.Worker(settings, "w1", process.Signals())
+    made = worker.Worker(settings, "w1", daemon.Signals())
     made.routes["github"] = always(lambda _job, _limit_s: (MemoryError(), {}), waits)
     accepted(store)
     made.run()  # it ends by itself, after the job is settled

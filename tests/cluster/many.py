@@ -20,9 +20,9 @@ from pathlib import Path
 from conftest import SECRET, Program, free_port, signed, until
 from test_dashboard import LOGIN
 
-from hookq.link import Away, connect
-from hookq.spool import Spool
-from hookq.store import Store
+from hookq.ingest.spool import Spool
+from hookq.store.connection import Away, connect
+from hookq.store.store import Store
 
 HANDLER = """
 import json, os, pathlib

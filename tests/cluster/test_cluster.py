@@ -10,7 +10,7 @@ import pytest
 from conftest import until
 from many import OPTIONS, PASSWORD, Load, answers, bridged, fresh_ports, hosts, nodes, pair, settled
 
-from hookq.link import SlotOwner
+from hookq.store.connection import SlotOwner
 
 SLOT = SlotOwner.SLOT
 CLUSTER = (

@@ -17,7 +17,7 @@ from conftest import until
 from many import ALL, OPTIONS, PASSWORD, SENTINEL, Load, hosts, nodes, settled
 from test_signals import Clock
 
-from hookq.store import Store
+from hookq.store.store import Store
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 HUB = "10.77.0.1"

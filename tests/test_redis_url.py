@@ -4,8 +4,8 @@ part of its password.
 
 import pytest
 
-from hookq import link
-from hookq.address import parse
+from hookq.redis_url import parse
+from hookq.store import connection
 
 H, S = ("h", 6379), ("h", 26379)
 
@@ -105,7 +105,7 @@ def test_node_that_named_an_owner_that_was_no_good_is_asked_last(monkeypatch):
             owner = b"old" if self.host == "old" else b"new"
             return [[0, 16383, [owner, 1, b"id"], [b"other", 1, b"id"]]]
 
-    monkeypatch.setattr(link.redis, "Redis", Node)
-    who = link.SlotOwner([("old", 1), ("new", 1)], {})
+    monkeypatch.setattr(connection.redis, "Redis", Node)
+    who = connection.SlotOwner([("old", 1), ("new", 1)], {})
     assert [who.discover_master("") for _ in range(3)] == [("old", 1), ("new", 1), ("new", 1)]
     assert asked[:2] == ["old", "other"] or asked[:2] == ["old", "new"]

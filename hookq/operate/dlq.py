@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from hookq import log
+from hookq.ingest.spool import Spool, SpoolFailed
 from hookq.job import Delivery, Headers, header_lines
-from hookq.spool import Spool, SpoolFailed
-from hookq.store import CHUNK, NEVER, Act, Cause, Parked, Search, Store
+from hookq.store.store import CHUNK, NEVER, Act, Cause, Parked, Search, Store
 
 # 8 characters of hex: an act is undone by typing this, so it is short; 24 h of acts do not collide.
 ACT_BYTES: Final = 4

@@ -25,9 +25,9 @@ from queue import SimpleQueue
 from typing import Final
 
 from hookq import log
-from hookq.handlers import place_of
-from hookq.link import Away
-from hookq.store import Lease, Settled, Store
+from hookq.outcome import place_of
+from hookq.store.connection import Away
+from hookq.store.store import Lease, Settled, Store
 
 BLOCK_MS: Final = 1000  # a leaser looks so often whether it should stop
 PAUSE_S: Final = (

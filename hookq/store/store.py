@@ -1,9 +1,9 @@
 """The store: whatever is done with jobs. One verb, one atomic step (R4), most of them a script in
-hookq/lua.
+lua/.
 
 An entry of a stream never changes hands: whoever takes a job over makes a new entry and removes the
 old one. So the entry is the fence: a worker that is late finds nothing to settle (R5). Names of
-keys are in keys.py, connections in link.py.
+keys are in keys.py, connections in connection.py.
 
 Promises: a verb that raised Away has done all of its work or none. Does not promise which: ask
 again.
@@ -17,10 +17,10 @@ from typing import Any, Final, NamedTuple
 
 import redis
 
-from hookq.intake import accept_packed, accepted
 from hookq.job import ID_LENGTH, MAX_DEATHS, Delivery, arrived_at
-from hookq.keys import PREFIX, SCRIPTS, key
-from hookq.link import Away, connect, reaching
+from hookq.store.accept import accept_packed, accepted
+from hookq.store.connection import Away, connect, reaching
+from hookq.store.keys import PREFIX, SCRIPTS, key
 
 GROUP: Final = "workers"
 # Over a network, whoever was connected to the server that failed may hang for a client's whole

@@ -16,10 +16,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from hookq import command
-from hookq.config import Config, Source
-from hookq.forward import Target
-from hookq.handlers import BadHandler, Runner, Spec, find_handler, in_process, kind_of, parse_body
+from hookq.config import Config, Source, Spec, kind_of
+from hookq.work import command
+from hookq.work.python import BadHandler, Runner, find_handler, in_process, parse_body
+from hookq.work.url import Target
 
 WAITING = {"http", "command"}  # kinds of handlers that wait for somebody else
 

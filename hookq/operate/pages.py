@@ -18,15 +18,26 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
-from hookq import dlq, log
+from hookq import log
 from hookq.config import VERSION
 from hookq.job import Delivery, arrived_at
-from hookq.keys import host_of
-from hookq.programs import Program
-from hookq.status import LIVE_S, Status, by_source, millis, numbers, plural, seconds, times, verdict
-from hookq.store import NEVER, Parked, Search
+from hookq.operate import dlq
+from hookq.operate.status import (
+    LIVE_S,
+    Status,
+    by_source,
+    millis,
+    numbers,
+    plural,
+    seconds,
+    times,
+    verdict,
+)
+from hookq.operate.supervisord import Program
+from hookq.store.keys import host_of
+from hookq.store.store import NEVER, Parked, Search
 
-TEMPLATES: Final = Path(__file__).parent.parent / "templates"
+TEMPLATES: Final = Path(__file__).parents[2] / "templates"
 ROWS: Final = 25
 # What a list of dead letters is narrowed by: in its URL, its forms, and the question before an act
 # on all that match.

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hookq import dlq, process
+from hookq import daemon
 from hookq.config import Config
-from hookq.programs import NoSupervisor, Program, programs
-from hookq.store import Act, Cause, Search, Store
+from hookq.operate import dlq
+from hookq.operate.supervisord import NoSupervisor, Program, programs
+from hookq.store.store import Act, Cause, Search, Store
 
 LIVE_S: Final = 10.0  # without a heartbeat (one every 0.5 s) before a worker is no longer shown
 OLD_READY_S: Final = (
@@ -90,7 +91,7 @@ def gather(store: Store, settings: Config) -> Status:
     return Status(
         now=now,
         audit=dlq.audit(store, state_dir),
-        host=process.host(),
+        host=daemon.host(),
         ingestion=store.ingestion(),
         workers={name: beat for name, beat in beats.items() if now - beat["at"] < LIVE_S},
         programs=running,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from hookq import log
 from hookq.config import Config
-from hookq.link import Away
 from hookq.signing import sign
-from hookq.store import Store
+from hookq.store.connection import Away
+from hookq.store.store import Store
 
 PUSH = (
     b'{"ref":"refs/heads/main","after":"6dcb09b","commits":[{"message":"A '

@@ -22,8 +22,6 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from hookq import config, log
-from hookq.link import Away
-from hookq.store import Store
 
 _HUP: Final = {signal.SIGHUP}
 CHECK_S: Final = 30.0  # for a check: it may import the handlers, and all that they need
@@ -192,21 +190,6 @@ def reexec(listening: socket.socket | None = None) -> None:
         os.dup2(listening.fileno(), 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, _HUP)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def boot_check(settings: config.Config, name: str) -> None:
-    """Write a line about this Redis, and one for each of its settings that can lose jobs. Never a
-    refusal.
-    """
-    try:
-        store = Store(settings.redis_url, name)
-        found, risks = store.health(settings.durability)
-        store.close()
-    except Away:
-        return  # whoever needs it says so, again and again
-    log.event("redis.check", **{key.replace("-", "_"): value for key, value in found.items()})
-    for risk in risks:
-        log.event("redis.risk", "warning", why=risk)
 
 
 def name_of(kind: str) -> str:

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from hookq.handlers import Failed, GiveUp, Retry, TimeLimit, sendable
 from hookq.job import Delivery
+from hookq.outcome import Failed, GiveUp, Retry, TimeLimit, sendable
 
 KEPT: Final = 4096  # bytes of output
 DONE, RETRY, DEAD = 0, 75, 100

@@ -25,8 +25,8 @@ from redis.crc import key_slot
 from redis.retry import Retry as ClientRetry
 from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 
-from hookq.address import SENTINEL, parse
-from hookq.keys import PREFIX
+from hookq.redis_url import SENTINEL, parse
+from hookq.store.keys import PREFIX
 
 # For who is asked where the primary is: one that does not answer must not use up the time for those
 # that would.

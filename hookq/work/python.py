@@ -1,9 +1,7 @@
-"""What a handler may say of a job, and the handlers in Python: how they are found, and run within
-their time limit.
+"""Handlers in Python: how they are found, and run within their time limit.
 
-A handler in Python is a function of one argument, the Delivery. It returns: the job is done. It
-raises Retry, GiveUp or anything else: the job is retried, or becomes a dead letter. This file runs;
-settling is the worker's. The other kinds are in forward.py (a URL) and command.py.
+A handler is a function of one argument, the Delivery; how it ends is told in outcome.py. This file
+runs it, the worker settles. The other kinds are in url.py and command.py.
 
 The time limit is a signal, so it stops a handler that waits or computes in Python. One that is
 stuck in C code does not see signals: the worker's watchdog ends the whole process then (worker.py).
@@ -12,12 +10,10 @@ stuck in C code does not see signals: the worker's watchdog ends the whole proce
 import importlib
 import importlib.util
 import inspect
-import math
 import os
 import re
 import signal
 import sys
-import sysconfig
 import time
 import traceback
 from collections.abc import Callable
@@ -26,71 +22,18 @@ from types import FrameType, ModuleType
 from typing import Any, Final
 
 from hookq.job import Delivery
+from hookq.outcome import NotJson, TimeLimit
 
 Handler = Callable[[Delivery], Any]
-# How a handler stands in the settings: "file.py:function", "package.module:function", a URL, a
-# command's words, "ignore".
-Spec = str | tuple[str, ...]
 # Runs a handler for so many seconds at most; returns why it failed (None: done), and facts that are
 # kept with the attempt.
 Runner = Callable[[Delivery, float], tuple[BaseException | None, dict[str, Any]]]
-
-# An error deep in a library is the handler's: it is told by the line that called the library.
-_NOT_OWN = (
-    *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib")),
-    str(Path(__file__).parent),
-)
-MAX_TRACE = 4000  # characters; a recursion has thousands of frames that say the same
 
 # These are read as JSON or form; a sender that says nothing is taken to mean JSON, as almost all
 # do.
 _PARSED = re.compile(
     r"|application/(?:[a-z0-9.+-]*\+)?json|text/json|application/x-www-form-urlencoded"
 )
-
-
-class Retry(Exception):
-    """Raised by a handler: run this job again, `after_s` seconds from now if given."""
-
-    after_s: float | None = None  # also of a subclass that does not call __init__
-
-    def __init__(
-        self, why: str = "the handler asked for a retry", *, after_s: float | None = None
-    ) -> None:
-        super().__init__(why)
-        if after_s is not None:
-            self.after_s = float(after_s)
-            if not math.isfinite(self.after_s):
-                raise ValueError(f"after_s is {after_s}: it must be a number of seconds")
-
-
-class GiveUp(Exception):
-    """Raised by a handler: no retry can help. The job becomes a dead letter at once."""
-
-    cause = ""
-
-    def because(self, cause: str) -> "GiveUp":
-        """Say which dead letters it is like, where no line of Python is the cause."""
-        self.cause = cause
-        return self
-
-
-class Failed(Exception):
-    """An attempt outside Python failed: a sentence, and the cause that groups it."""
-
-    def __init__(self, why: str, cause: str) -> None:
-        super().__init__(why)
-        self.cause = cause
-
-
-class NotJson(Exception):
-    """The default handler could not parse the body."""
-
-
-class TimeLimit(BaseException):
-    """A handler ran longer than its timeout_s. Not an Exception, so that `except Exception` in it
-    does not swallow it.
-    """
 
 
 class BadHandler(Exception):
@@ -112,15 +55,6 @@ def parse_body(delivery: Delivery) -> None:
             delivery.json()
         except (ValueError, RecursionError) as error:
             raise NotJson(str(error)) from None
-
-
-def kind_of(spec: Spec) -> str:
-    """Return python, http, command, ignore, or parse where none is named."""
-    if isinstance(spec, tuple):
-        return "command"
-    if "://" in spec:
-        return "http"
-    return spec if spec == "ignore" else "python" if spec else "parse"
 
 
 def in_process(handler: Handler) -> Runner:
@@ -263,44 +197,3 @@ def _on_alarm(_signal: int, _frame: FrameType | None) -> None:
         raise TimeLimit(f"the handler ran longer than its timeout_s of {_limit_s:g} s")
     if _deadline < FOREVER:
         _set_timer(now, max(0.001, _deadline - now))
-
-
-def place_of(error: BaseException) -> str:
-    """Return "file.py:line function" of the innermost frame of the handler's own code, "" if it has
-    none.
-    """
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_OWN)
-    ]
-    return (
-        sendable(f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}")
-        if frames
-        else ""
-    )
-
-
-def trace_of(error: BaseException) -> str:
-    """Return the end of the traceback as text, for the story of a dead letter: the part that says
-    where it broke.
-    """
-    if error.__traceback__ is None:  # it happened outside Python
-        return ""
-    return sendable("".join(traceback.format_exception(error)))[-MAX_TRACE:]
-
-
-def text_of(error: BaseException) -> str:
-    """Return what an exception says of itself, whatever its class does when it is asked."""
-    try:
-        said = str(error)
-    except Exception:  # its __str__ is the handler's code, too
-        said = "(its own text cannot be made)"
-    if isinstance(error, Failed):
-        return sendable(said)
-    return sendable(f"{type(error).__name__}: {said}" if said else type(error).__name__)
-
-
-def sendable(text: str) -> str:
-    """Return text that is valid UTF-8: half a surrogate pair, as from a file name, cannot be sent
-    to Redis.
-    """
-    return text.encode("utf-8", "backslashreplace").decode()

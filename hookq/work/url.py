@@ -26,8 +26,8 @@ from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from hookq.handlers import Failed, GiveUp, Retry, TimeLimit, sendable
 from hookq.job import Delivery, header_lines
+from hookq.outcome import Failed, GiveUp, Retry, TimeLimit, sendable
 from hookq.schemes import SCHEMES
 from hookq.signing import Signer, keys_of, sign
 

@@ -1,0 +1,1 @@
+"""The way through: a job is leased, its handler is run, and what became of it is settled."""
