@@ -24,9 +24,10 @@ from xml.etree import ElementTree
 import pytest
 from conftest import GITHUB, ROOT, SECRET, free_port
 
-import webhookd
 import worker
 from hookq import config, log, wire
+from hookq.ingest import loop
+from hookq.ingest.loop import Loop
 from hookq.job import Delivery, JobIds
 from hookq.signing import verify
 from hookq.store.keys import key
@@ -69,7 +70,7 @@ def workload(pair, rounds):
 
 
 class Lockstep:
-    """What Server.run asks in every turn, and the client: 32 requests, all of their answers, the
+    """What Loop.run asks in every turn, and the client: 32 requests, all of their answers, the
     next 32.
     """
 
@@ -153,22 +154,22 @@ def settings(redis_server, store, tmp_path, monkeypatch):
 
 
 def request_ratio(settings, pair):
-    server = webhookd.Server(settings)
+    server = Loop(settings)
     lockstep = Lockstep(settings.port, pair)
     try:
         server.run(lockstep)
     finally:
         lockstep.close()
-        server.intake.failed("the test is over")
-        server.server_close()
-        for sock in (server.waker, server.woken, server.poll):
-            sock.close()
+        server.journal.intake.failed("the test is over")
+        server.door.listener.server_close()
+        server.poll.close()
     return ratio(lockstep.rows)
 
 
 def job_ratio(settings, store, pair):
     ids, made, rows = JobIds(3), AT_ONCE * EACH, []
     one = worker.Worker(settings, "w1", type("Asked", (), {"asked": False}))
+    one._load()
     for _ in range(SAMPLES):
         now = time.time()
         fresh = [
@@ -213,13 +214,13 @@ def test_job_costs_no_more_than_it_did(settings, store, pair):
 
 @NUMBERS
 def test_request_that_costs_a_third_more_is_found(settings, pair, monkeypatch):
-    verify = webhookd.verify
+    verify = loop.verify
 
     def slower(*args):
         workload(pair, round(REQUEST / 3))
         return verify(*args)
 
-    monkeypatch.setattr(webhookd, "verify", slower)
+    monkeypatch.setattr(loop, "verify", slower)
     assert request_ratio(settings, pair) > REQUEST * LIMIT
 
 

@@ -54,7 +54,7 @@ from hookq.store.connection import Away
 from hookq.store.keys import SCRIPTS, key
 from hookq.store.store import GROUP, LEASE_S, Settled, Store
 
-stack, serve, short = test_stack.stack, test_webhookd.serve, test_webhookd.short
+stack, short = test_stack.stack, test_webhookd.short
 
 HANDLER = """
 import os, pathlib, signal, time
@@ -438,7 +438,7 @@ def test_accept_whose_reply_was_lost_is_one_job_through_spool_and_drain_R6(
     port, server = short(REDIS_URL=proxy.url)
     ids = []
     for n in range(20):
-        until(lambda: server.intake.up)
+        until(lambda: server.journal.intake.up)
         proxy.mark, proxy.left = (
             b"lost-%02d" % n,
             2,

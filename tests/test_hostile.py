@@ -11,13 +11,11 @@ import socket
 
 import h11
 import pytest
-import test_webhookd
 from conftest import SECRET, Client, Program, ask, free_port, is_ready, request, until
 from corpus import CORPUS, FRAMING, NEXT
 
 from hookq import wire
 
-serve = test_webhookd.serve
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) [A-Za-z -]+\r\n")
 ROWS = pytest.mark.parametrize(
     ("section", "what", "data", "code"),

@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import test_webhookd
 from conftest import ask, request, signed, until
 from test_faults import hammer, more
 from test_webhookd import GOOD
@@ -23,7 +22,6 @@ from test_webhookd import GOOD
 FIRE = bool(os.environ.get("FIRE"))
 MANY = 1 if FIRE else 5
 MB = 1 << 20
-serve = test_webhookd.serve
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,6 @@ from trace import Disk, calls, needs_strace, traced
 
 import pytest
 import test_stack
-import test_webhookd
 from conftest import (
     SECRET,
     Program,
@@ -44,7 +43,7 @@ from hookq.operate.supervisord import programs
 from hookq.store.keys import key
 from hookq.store.store import Store
 
-stack, serve = test_stack.stack, test_webhookd.serve
+stack = test_stack.stack
 FIRE = bool(os.environ.get("FIRE"))
 MOMENTS = 1000 if FIRE else 40
 HANDLER = """

@@ -17,8 +17,11 @@ from contextlib import ExitStack
 import pytest
 from conftest import ROOT, SECRET, Client, ask, fill, free_port, is_ready, request, signed, until
 
-import webhookd
-from hookq import config, daemon, wire
+from hookq import config, daemon
+from hookq.ingest import door, loop
+from hookq.ingest.clients import READ
+from hookq.ingest.connection import BODY, HEAD, IDLE, LIMIT_S, READ_AHEAD
+from hookq.ingest.loop import Loop
 from hookq.ingest.spool import Spool
 from hookq.store.connection import Away
 from hookq.store.keys import key
@@ -420,10 +423,9 @@ def short(redis_server, store, monkeypatch, tmp_path):
     """Return start(**settings) → port of a Server in a thread, whose limits of time are a few
     tenths of a second.
     """
-    monkeypatch.setattr(wire, "HEAD_S", 0.3)
-    monkeypatch.setattr(wire, "BODY_S", 0.5)
-    monkeypatch.setattr(wire, "IDLE_S", 0.3)
-    monkeypatch.setattr(webhookd, "SWEEP_S", 0.05)
+    for state, limit_s in {HEAD: 0.3, BODY: 0.5, IDLE: 0.3}.items():
+        monkeypatch.setitem(LIMIT_S, state, limit_s)
+    monkeypatch.setattr(loop, "SWEEP_S", 0.05)
     started = []
 
     class Asked:
@@ -438,7 +440,7 @@ def short(redis_server, store, monkeypatch, tmp_path):
             "STATE_DIR": str(tmp_path),
             **settings,
         }
-        server = webhookd.Server(config.load(environ=env, root=tmp_path))
+        server = Loop(config.load(environ=env, root=tmp_path))
         thread = threading.Thread(target=server.run, args=(asked,))
         thread.start()
         started.append((server, asked, thread))
@@ -448,12 +450,11 @@ def short(redis_server, store, monkeypatch, tmp_path):
     yield start
     for server, asked, thread in started:
         asked.stop = asked.asked = True
-        server.wake()
+        server.poll.wake()
         thread.join(10)
-        assert not thread.is_alive() and server.held == 0
-        server.intake.failed("the test is over")
-        for sock in (server.waker, server.woken, server.poll):
-            sock.close()
+        assert not thread.is_alive() and server.clients.held == 0
+        server.journal.intake.failed("the test is over")
+        server.poll.close()
 
 
 @pytest.mark.parametrize(
@@ -499,7 +500,7 @@ def test_bytes_over_max_held_are_refused_and_the_rest_goes_on(short):
     big = request(b"x" * 120_000)
     with Client(port) as holder:
         holder.send(big[:100_000])
-        until(lambda: server.held > 99_000)
+        until(lambda: server.clients.held > 99_000)
         line, headers, body = ask(port, big)
         assert (
             line.startswith("HTTP/1.1 503")
@@ -508,7 +509,7 @@ def test_bytes_over_max_held_are_refused_and_the_rest_goes_on(short):
         )
         assert ask(port, request())[0] == GOOD
         assert holder.send(big[100_000:]).answer()[0] == GOOD
-    until(lambda: server.held == 0)
+    until(lambda: server.clients.held == 0)
 
 
 def test_bodies_that_are_announced_and_not_sent_keep_nobody_out(serve):
@@ -527,7 +528,7 @@ def test_large_bodies_leave_room_for_those_of_the_usual_size(short):
     with ExitStack() as stack:
         first, second = (stack.enter_context(Client(port)) for _ in range(2))
         first.send(request(b"x" * 405_000)[:-1])
-        until(lambda: server.held > 404_000)
+        until(lambda: server.clients.held > 404_000)
         assert second.send(request(b"x" * 405_000)[:-1]).answer()[0].startswith("HTTP/1.1 503")
         assert ask(port, request(b"x" * 15_000))[0] == GOOD
 
@@ -536,14 +537,14 @@ def test_idle_connections_make_room_for_a_good_request(short):
     port, server = short(MAX_CONNECTIONS="50")
     idle = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(50)]
     assert ask(port, request())[0] == GOOD
-    assert len(server.connections) <= 50
+    assert len(server.clients.connections) <= 50
     for sock in idle:
         sock.close()
 
 
 def test_half_sent_bodies_make_room_too_and_are_told_so(short, monkeypatch):
-    monkeypatch.setattr(webhookd, "EVICT_S", 0.1)
-    monkeypatch.setattr(webhookd, "FIRST_REDIS_S", 0.0)
+    monkeypatch.setattr(door, "EVICT_S", 0.1)
+    monkeypatch.setattr(loop, "FIRST_REDIS_S", 0.0)
     port, server = short(MAX_CONNECTIONS="20")
     with ExitStack() as stack:
         slow = [
@@ -556,7 +557,7 @@ def test_half_sent_bodies_make_room_too_and_are_told_so(short, monkeypatch):
             and headers["retry-after"]
             and json.loads(body)["reason"] == "overloaded"
         )
-        assert len(server.connections) <= 40
+        assert len(server.clients.connections) <= 40
 
 
 def test_read_ahead_of_a_sender_that_reads_no_answers_is_bounded(short):
@@ -571,9 +572,7 @@ def test_read_ahead_of_a_sender_that_reads_no_answers_is_bounded(short):
                 )  # and read no answer
         except TimeoutError:
             pass
-        assert all(
-            len(c.buffer) <= webhookd.READ_AHEAD + webhookd.READ for c in list(server.connections)
-        )
+        assert all(len(c.buffer) <= READ_AHEAD + READ for c in list(server.clients.connections))
         assert sent < 50_000_000
 
 
@@ -742,25 +741,25 @@ def test_thousands_of_pipelined_requests_are_answered_and_others_are_not_kept_wa
 
 def test_batch_that_is_durable_is_answered_although_the_next_is_refused_R1(short):
     port, server = short()
-    received = server.intake.received
+    received = server.journal.intake.received
 
     def then_refused():
         yield from received()
         raise Away("OOM command not allowed")
 
-    server.intake.received = then_refused
+    server.journal.intake.received = then_refused
     assert ask(port, request())[0] == GOOD
 
 
 def test_answer_of_redis_that_came_during_a_long_turn_is_read_before_it_is_given_up(short):
     port, server = short()
-    overdue, asked = server.intake.overdue, []
+    overdue, asked = server.journal.intake.overdue, []
 
     def late(now):  # as if the turn had taken longer than the limit
-        asked.append(bool(server.intake.under_way))
-        return server.intake.under_way > 0 and overdue(now + 10)
+        asked.append(bool(server.journal.intake.under_way))
+        return server.journal.intake.under_way > 0 and overdue(now + 10)
 
-    server.intake.overdue = late
+    server.journal.intake.overdue = late
     with Client(port) as client:
         for _ in range(20):
             assert client.send(request()).answer()[0] == GOOD
