@@ -38,7 +38,7 @@ from hookq.job import Delivery, cause_of
 from hookq.metrics import bucket
 from hookq.outcome import GiveUp, NotJson, Retry, TimeLimit, place_of, text_of, trace_of
 from hookq.schemes import SCHEMES
-from hookq.signing import Signer
+from hookq.signing import Verifier
 from hookq.store.boot import boot_check
 from hookq.store.connection import Away
 from hookq.store.store import LEASE_S, RENEW_S, Lease, Settled, Store
@@ -406,7 +406,7 @@ def attempt(
 ) -> Settled:
     """Run one job and return what becomes of it; nothing that a handler does escapes from here."""
     delivery = lease.delivery
-    policy = source or Source(Signer(delivery.source, SCHEMES["hmac"]))
+    policy = source or Source(delivery.source, Verifier(SCHEMES["hmac"]))
     number = delivery.attempt + 1
     if number > policy.max_attempts:  # the last attempts ended with their workers
         facts: dict[str, Any] = {"worker": worker, "error": "no attempts are left"}

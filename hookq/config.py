@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from hookq.redis_url import parse as parse_redis_url
 from hookq.schemes import ALGORITHMS, ENCODINGS, PART, SCHEMES, Scheme
-from hookq.signing import Signer, keys_of
+from hookq.signing import Verifier, keys_of
 
 VERSION: Final = "0.1.0"
 EX_USAGE, EX_GONE, EX_DECLINED, EX_UNREACHABLE, EX_SETTINGS = 2, 3, 4, 69, 78
@@ -216,7 +216,8 @@ SETTINGS: Final = (
 class Source:
     """A configured sender and what is owed to its deliveries."""
 
-    signer: Signer
+    name: str
+    verifier: Verifier
     handler: Spec = ""
     handler_dir: Path = Path()
     rules: tuple[
@@ -519,7 +520,7 @@ def _sources(
         problems.append("webhooks.toml: sources must be tables, such as [sources.github].")
         return {}
     made = (_source(name, table, base, lookup, problems) for name, table in tables.items())
-    return {source.signer.name: source for source in made if source}
+    return {source.name: source for source in made if source}
 
 
 def _source(
@@ -576,8 +577,10 @@ def _source(
         and not any(len(key) >= MIN_SECRET for key in keys_of(scheme, secret))
     ]
     options = {k: good[k] for k in _OPTIONS if k in good}
-    signer = Signer(name, scheme, secrets, good.get("public_url", ""), good.get("dedupe", "id"))
-    source = Source(signer, handler, base, rules, target_secret=target_secret or b"", **options)
+    verifier = Verifier(scheme, secrets, good.get("public_url", ""), good.get("dedupe", "id"))
+    source = Source(
+        name, verifier, handler, base, rules, target_secret=target_secret or b"", **options
+    )
     if source.retry_base_s > source.retry_max_s:
         problems.append(f"{say}retry_base_s is more than retry_max_s: no delay could be both.")
     return source if len(problems) == before else None

@@ -1,72 +1,83 @@
-"""How senders sign: one row per scheme. Pure data.
+"""How senders sign: one row per scheme.
 
-A scheme says which header carries the signature and how it is written there, what string is signed,
-with which algorithm and encoding, how the secret becomes a key, and where the delivery id and the
-event type stand. `signing.verify` reads these rows; what no row can say is one short function there
-(twilio, mailgun).
+A scheme names the header that carries the signature and how it is written there, the bytes that are
+signed, the algorithm and encoding, how the secret becomes a key, and where the delivery id and the
+event type stand. `signing.verify` reads these rows; `special` has the two that no row can express.
 
-`signed` is a template over {body} {timestamp} {id} {url} {header:Name}; everything in it comes from
-the request as bytes, and {url} from the settings. A new provider is a row here, and its published
-vector in hookq/vectors.json.
+`signed` is a template over {body} {timestamp} {id} {url} {header:Name}. All of it comes from the
+request as bytes, except {url}, which comes from the settings. A new provider is a row here, with
+the document it follows, and its published vector in hookq/vectors.json.
 """
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 ALGORITHMS: Final = ("sha1", "sha256", "sha512")
 ENCODINGS: Final = ("hex", "base64", "base64url")
 PART: Final = re.compile(r"\{(body|timestamp|id|url|header:[A-Za-z0-9-]+)\}")
 
 
+class Lower(NamedTuple):
+    """The names of a scheme's headers in lower case, as a request's fields are keyed."""
+
+    header: str
+    timestamp_header: str
+    id_header: str
+    event_header: str
+
+
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """One way to sign. Header names may be written in any case; they are compared in lower case."""
+    """One way to sign. Header names are compared in lower case."""
 
     header: str = "X-Webhook-Signature"
     prefix: str = ""
-    algorithm: str = "sha256"  # "token": the header is the secret itself
+    # "token": the header is the secret itself.
+    algorithm: str = "sha256"
     encoding: str = "hex"
     signed: str = "{body}"
     timestamp_header: str = ""
-    timestamp_unit: str = "s"  # "ms" otherwise
-    tolerance_s: float = 300  # what Stripe, Slack and Standard Webhooks advise
+    # "s" or "ms".
+    timestamp_unit: str = "s"
+    # Stripe, Slack and Standard Webhooks recommend five minutes.
+    tolerance_s: float = 300
     id_header: str = ""
     event_header: str = ""
-    # A header that is a list, such as "t=1,v1=a,v1=b": between its parts, between name and value,
-    # and the names of those that matter. Any of several signatures will do: senders put two there
-    # while they change their secret.
+    # A header that is a list, such as "t=1,v1=a,v1=b": what separates its items, what separates
+    # name and value, and the two names that matter. Any of several signatures will do: senders send
+    # two while they rotate their secret.
     separator: str = ""
     pair: str = "="
     signature_name: str = ""
     timestamp_name: str = ""
-    # Fields of a JSON body, by dotted path, read after the signature held.
+    # Fields of a JSON body, by dotted path, read once the signature is verified.
     id_field: str = ""
     event_field: str = ""
     timestamp_field: str = ""
     # How a secret becomes a key: "text", its bytes; "base64", decoded after whsec_; "either".
     key: str = "text"
-    special: str = ""  # the function in signing.py that builds what is signed
-    or_else: "Scheme | None" = None  # used when the header is not there and that of this one is
-    # What follows from the rest, worked out once.
-    timed: bool = field(default=False, init=False)
-    reads_body: bool = field(default=False, init=False)
+    # The scheme's function in special.py.
+    special: str = ""
+    # Used when this scheme's header is missing and that one's is there.
+    or_else: "Scheme | None" = None
+    # Derived from the rest once, since verify runs for every request.
+    lower: Lower = field(init=False, repr=False)
+    parts: tuple[str, ...] = field(init=False, repr=False)
+    timed: bool = field(init=False, repr=False)
+    reads_body: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        timed = (
-            self.timestamp_header
-            or self.timestamp_name
-            or self.timestamp_field
-            or self.special == "mailgun"
-        )
-        object.__setattr__(self, "timed", bool(timed))
-        object.__setattr__(
-            self, "reads_body", bool(self.id_field or self.event_field or self.timestamp_field)
-        )
-
-    def parts(self) -> list[str]:
-        """Return `signed` cut into literals (even places) and names of parts (odd places)."""
-        return PART.split(self.signed)
+        timed = self.timestamp_header or self.timestamp_name or self.timestamp_field
+        derived = {
+            "lower": Lower(*(getattr(self, name).lower() for name in Lower._fields)),
+            # Literals at even places, names of parts at odd ones.
+            "parts": tuple(PART.split(self.signed)),
+            "timed": bool(timed) or self.special == "mailgun",
+            "reads_body": bool(self.id_field or self.event_field or self.timestamp_field),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
     @property
     def needs_url(self) -> bool:

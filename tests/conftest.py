@@ -23,12 +23,12 @@ import pytest
 from hookq import log
 from hookq.job import Delivery, JobIds
 from hookq.schemes import SCHEMES
-from hookq.signing import Signer, sign
+from hookq.signing import Verifier, sign
 from hookq.store.store import Act, Search, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "a-secret-of-the-tests-7f3a91"
-GITHUB = Signer("github", SCHEMES["github"], (SECRET.encode(),))
+GITHUB = Verifier(SCHEMES["github"], (SECRET.encode(),))
 NOW = 1_700_000_000.0
 
 

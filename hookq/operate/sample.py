@@ -43,7 +43,7 @@ def send_sample(settings: Config, source: str, file: str, *, fail: bool) -> int:
         return 1
     try:
         headers = sign(
-            settings.sources[source].signer, body, time.time(), str(uuid.uuid4()), "push"
+            settings.sources[source].verifier, body, time.time(), str(uuid.uuid4()), "push"
         )
     except ValueError as error:
         print(f"It cannot be signed: {error}.", file=sys.stderr)

@@ -66,7 +66,7 @@ def problems(settings: Config) -> list[str]:
 
 
 def _problems(source: Source) -> Iterator[str]:
-    say = f"webhooks.toml: [sources.{source.signer.name}] "
+    say = f"webhooks.toml: [sources.{source.name}] "
     rules = [(f"on {event!r}: handler", spec) for event, spec in source.rules]
     for where, spec in [("handler", source.handler), *rules]:
         try:
@@ -97,7 +97,7 @@ def _route(spec: Spec, source: Source) -> Route:
 
 
 def _target(url: str, source: Source) -> Target:
-    schemes = filter(None, (source.signer.scheme, source.signer.scheme.or_else))
+    schemes = filter(None, (source.verifier.scheme, source.verifier.scheme.or_else))
     withheld = [scheme.header for scheme in schemes if scheme.algorithm == "token"]
     return Target(
         url,

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from hookq.job import Delivery, header_lines
 from hookq.outcome import Failed, GiveUp, Retry, TimeLimit, sendable
 from hookq.schemes import SCHEMES
-from hookq.signing import Signer, keys_of, sign
+from hookq.signing import Verifier, keys_of, sign
 
 CONNECT_S: Final = 5.0  # all addresses together, TLS included
 KEPT: Final = 4096  # bytes of an answer; whoever answers for ever is cut off there
@@ -135,7 +135,7 @@ class Target:
         self.not_passed = NOT_PASSED | {name.lower() for name in withheld}
         standard = replace(SCHEMES["standard-webhooks"], or_else=None)
         decoded = secret.startswith(b"whsec_") and keys_of(standard, secret)
-        self.signer = Signer("", standard if decoded else replace(standard, key="text"), (secret,))
+        self.signer = Verifier(standard if decoded else replace(standard, key="text"), (secret,))
         self.context = ssl.create_default_context() if self.tls else None
         self.mine = threading.local()
 
