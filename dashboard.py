@@ -32,10 +32,10 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 from hookq import daemon, log, metrics, wire
-from hookq.config import VERSION, Config, add_flags, load
 from hookq.ingest.spool import SpoolFailed
 from hookq.operate import dlq, pages, status
 from hookq.outcome import place_of
+from hookq.settings import VERSION, Settings, add_flags, load
 from hookq.store.boot import boot_check
 from hookq.store.connection import Away
 from hookq.store.store import Act, Search, Store
@@ -85,7 +85,7 @@ class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
     daemon_threads = True  # an answer that hangs does not hold up a stop
 
-    def __init__(self, settings: Config, inherited: socket.socket | None = None) -> None:
+    def __init__(self, settings: Settings, inherited: socket.socket | None = None) -> None:
         self.settings = settings
         self.inherited = inherited
         self.failed_logins: deque[float] = deque(maxlen=FAILED_LOGINS)
@@ -611,7 +611,7 @@ def do(store: Store, verb: str, form: Form, act: Act) -> str:
     )
 
 
-def metrics_text(store: Store, settings: Config) -> str:
+def metrics_text(store: Store, settings: Settings) -> str:
     """Return /metrics: counters from Redis, gauges from the structures themselves."""
     began = time.perf_counter()
     store.raise_counters(log.take_counts())
@@ -632,7 +632,7 @@ def main() -> None:
     args = parser.parse_args()
     flags = {name: value for name, value in vars(args).items() if name.isupper()}
 
-    def read_settings() -> Config:
+    def read_settings() -> Settings:
         return load(flags, root=daemon.root(), need=("DASHBOARD_PASSWORD",), sources=False)
 
     # The kernel may hand a signal to any thread, and Python runs its handler in this one: it must

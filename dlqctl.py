@@ -22,20 +22,20 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hookq import daemon, log
-from hookq.config import (
+from hookq.ingest.spool import SpoolFailed
+from hookq.job import arrived_at
+from hookq.operate import dlq
+from hookq.settings import (
     EX_DECLINED,
     EX_GONE,
     EX_UNREACHABLE,
     EX_USAGE,
     VERSION,
-    Config,
+    Settings,
     add_flags,
     load,
     redis_url,
 )
-from hookq.ingest.spool import SpoolFailed
-from hookq.job import arrived_at
-from hookq.operate import dlq
 from hookq.store.connection import Away
 from hookq.store.store import Act, Cause, Parked, Search, Store
 
@@ -226,7 +226,7 @@ def main() -> None:
     sys.exit(code)
 
 
-def in_spool(settings: Config) -> str:
+def in_spool(settings: Settings) -> str:
     try:
         return (
             "Meanwhile deliveries go into the spool of their machine; this one's holds "
@@ -236,7 +236,7 @@ def in_spool(settings: Config) -> str:
         return str(error)
 
 
-def settings_of(args: argparse.Namespace) -> Config:
+def settings_of(args: argparse.Namespace) -> Settings:
     return load(
         {name: value for name, value in vars(args).items() if name.isupper()},
         root=daemon.root(),

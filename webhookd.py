@@ -71,7 +71,7 @@ def main() -> None:
     args = made.parse_args()
     flags = {name: value for name, value in vars(args).items() if name.isupper()}
 
-    def read_settings() -> Config:
+    def read_settings() -> Settings:
         return load(flags, root=daemon.root())
 
     if args.fail and args.send is None:

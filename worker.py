@@ -33,12 +33,13 @@ from pathlib import Path
 from typing import Any
 
 from hookq import daemon, log
-from hookq.config import VERSION, Config, Source, add_flags, load
 from hookq.job import Delivery, cause_of
 from hookq.metrics import bucket
 from hookq.outcome import GiveUp, NotJson, Retry, TimeLimit, place_of, text_of, trace_of
 from hookq.schemes import SCHEMES
+from hookq.settings import VERSION, Settings, add_flags, load
 from hookq.signing import Verifier
+from hookq.sources import Source
 from hookq.store.boot import boot_check
 from hookq.store.connection import Away
 from hookq.store.store import LEASE_S, RENEW_S, Lease, Settled, Store
@@ -112,7 +113,7 @@ class Hand:
 class Worker:
     """The main loop and what the minder may look at: `held`, `current`, `pool` and `polled_at`."""
 
-    def __init__(self, settings: Config, name: str, signals: daemon.Signals) -> None:
+    def __init__(self, settings: Settings, name: str, signals: daemon.Signals) -> None:
         self.settings, self.name, self.signals = settings, name, signals
         self.store = Store(settings.redis_url, name)
         self.routes: dict[str, Routes] = {}
@@ -695,7 +696,7 @@ def main() -> None:
     flags = {name: value for name, value in vars(args).items() if name.isupper()}
     sys.path.insert(0, str(Path.cwd()))
 
-    def read_settings() -> Config:
+    def read_settings() -> Settings:
         return load(flags, root=daemon.root())
 
     signals = daemon.Signals()

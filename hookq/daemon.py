@@ -21,7 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
-from hookq import config, log
+from hookq import log
+from hookq.settings import EX_SETTINGS, Invalid, Settings
 
 _HUP: Final = {signal.SIGHUP}
 CHECK_S: Final = 30.0  # for a check: it may import the handlers, and all that they need
@@ -54,11 +55,11 @@ class Signals:
         return self.stop or self.reload
 
 
-def load_or_exit(load: Callable[[], config.Config]) -> config.Config:
+def load_or_exit(load: Callable[[], Settings]) -> Settings:
     """Return the settings; wrong ones are told, one line each, and end the process with 78."""
     try:
         return load()
-    except config.Invalid as error:
+    except Invalid as error:
         refuse(error.problems)
 
 
@@ -66,7 +67,7 @@ def refuse(problems: Sequence[str]) -> NoReturn:
     """End with what is wrong with the settings."""
     for problem in problems:
         print(problem, file=sys.stderr)
-    sys.exit(config.EX_SETTINGS)
+    sys.exit(EX_SETTINGS)
 
 
 def add_check(parser: argparse._ActionsContainer) -> None:
@@ -80,7 +81,7 @@ def add_check(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def end_check(settings: config.Config, problems: Sequence[str] = ()) -> NoReturn:
+def end_check(settings: Settings, problems: Sequence[str] = ()) -> NoReturn:
     """End `--check` of settings that could be read: with 78 if there are further problems."""
     if problems:
         refuse(problems)
@@ -88,7 +89,7 @@ def end_check(settings: config.Config, problems: Sequence[str] = ()) -> NoReturn
     sys.exit(0)
 
 
-def check_handlers(settings: config.Config) -> list[str]:
+def check_handlers(settings: Settings) -> list[str]:
     """Return what is wrong with the handlers, by loading them in a worker that does nothing else.
 
     Its end is ours to survive: an import may end its process, or never end.
@@ -104,7 +105,7 @@ def check_handlers(settings: config.Config) -> list[str]:
     return problems
 
 
-def just_checked(settings: config.Config) -> bool:
+def just_checked(settings: Settings) -> bool:
     """Tell whether somebody has loaded the handlers a moment ago: to load them again for each
     worker of a reload would only take longer.
     """
@@ -130,7 +131,7 @@ def _tried(command: Sequence[str]) -> list[str]:
         return [f"The check did not end within {CHECK_S:g} s: does a handler's import wait?"]
     except OSError as error:
         return [f"The settings cannot be checked: {error.strerror}."]
-    if done.returncode in (0, config.EX_SETTINGS):
+    if done.returncode in (0, EX_SETTINGS):
         return done.stderr.splitlines() if done.returncode else []
     how = f"exit code {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
     return [*done.stderr.splitlines()[-1:], f"A handler's import ended the check with {how}."]

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from hookq import daemon, log
-from hookq.config import EX_SETTINGS, VERSION, Config, Invalid, load
 from hookq.operate import supervisord
+from hookq.settings import EX_SETTINGS, VERSION, Invalid, Settings, load
 from hookq.store.connection import Away
 from hookq.store.store import Store
 
@@ -164,7 +164,7 @@ def lock_state(folder: Path) -> Any:
     return lock
 
 
-def ports(settings: Config) -> list[tuple[str, str, int]]:
+def ports(settings: Settings) -> list[tuple[str, str, int]]:
     page = ("DASHBOARD_PORT", settings.dashboard_host, settings.dashboard_port)
     return [("PORT", settings.host, settings.port), page] if settings.ingest_processes else [page]
 
@@ -195,7 +195,7 @@ def wait_for_port(name: str, host: str, port: int) -> None:
         time.sleep(0.2)
 
 
-def start(root: Path, settings: Config) -> "subprocess.Popen[bytes]":
+def start(root: Path, settings: Settings) -> "subprocess.Popen[bytes]":
     """Start supervisord with what supervisord.conf expands; it ends with us, however we end."""
     names = (
         "host",
@@ -257,7 +257,7 @@ def forward_signals(supervisor: "subprocess.Popen[bytes]") -> list[int]:
     return stopping
 
 
-def ready(settings: Config, supervisor: "subprocess.Popen[bytes]", stopping: list[int]) -> bool:
+def ready(settings: Settings, supervisor: "subprocess.Popen[bytes]", stopping: list[int]) -> bool:
     """Tell whether ingestion and dashboard answer within the limit; say what does not."""
     started, told = time.monotonic(), False
     while time.monotonic() < started + READY_S and supervisor.poll() is None and not stopping:
@@ -289,7 +289,7 @@ def answers(host: str, port: int) -> bool:
         connection.close()
 
 
-def banner(settings: Config, made: dict[str, str]) -> None:
+def banner(settings: Settings, made: dict[str, str]) -> None:
     """Say what runs where and how to try it. Secrets are shown once, and to a terminal only."""
     shown = made if sys.stdout.isatty() else {}
     say(
@@ -351,7 +351,7 @@ def banner(settings: Config, made: dict[str, str]) -> None:
     say("  Ctrl-C stops everything; the job in hand is finished first.\n")
 
 
-def follow(settings: Config, supervisor: "subprocess.Popen[bytes]") -> None:
+def follow(settings: Settings, supervisor: "subprocess.Popen[bytes]") -> None:
     """Say what happens to deliveries, a line each, until supervisord ends; not more than a person
     can read.
     """
@@ -385,7 +385,7 @@ def told(id: str, event: dict[str, Any]) -> list[str]:
     return [f"-->  {named}  accepted", line] if event.get("attempt") == 1 else [line]
 
 
-def describe_redis(settings: Config) -> tuple[str, list[str]]:
+def describe_redis(settings: Settings) -> tuple[str, list[str]]:
     where = f"unix:{settings.state_dir}/redis.sock" if settings.redis_embedded else "REDIS_URL"
     try:
         found, risks = Store(settings.redis_url, "launch").health(settings.durability)

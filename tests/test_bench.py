@@ -29,6 +29,7 @@ from hookq import config, log, wire
 from hookq.ingest import loop
 from hookq.ingest.loop import Loop
 from hookq.job import Delivery, JobIds
+from hookq.settings import load as load_settings
 from hookq.signing import verify
 from hookq.store.keys import key
 
@@ -149,7 +150,7 @@ def settings(redis_server, store, tmp_path, monkeypatch):
         "PORT": str(free_port()),
         "STATE_DIR": str(tmp_path),
     }
-    yield config.load(environ=env, root=tmp_path)
+    yield load_settings(environ=env, root=tmp_path)
     os.close(nowhere)
 
 

@@ -47,9 +47,9 @@ from test_webhookd import GOOD, spool_of
 from test_worker import settled
 
 import worker
-from hookq import config
 from hookq.ingest.spool import Spool
 from hookq.operate.supervisord import programs
+from hookq.settings import load
 from hookq.store.connection import Away
 from hookq.store.keys import SCRIPTS, key
 from hookq.store.store import GROUP, LEASE_S, Settled, Store
@@ -265,7 +265,7 @@ def test_lease_decides_where_listing_the_clients_is_not_allowed_R5(
         "STATE_DIR": str(tmp_path / "state"),
     }
     living = worker.Worker(
-        config.load(environ=env, root=tmp_path), "living", types.SimpleNamespace(asked=False)
+        load(environ=env, root=tmp_path), "living", types.SimpleNamespace(asked=False)
     )
     minder = worker.Minder(living)
     faulthandler.cancel_dump_traceback_later()

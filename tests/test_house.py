@@ -33,7 +33,8 @@ GROUND = (
     {"arrival", "job", "log", "outcome", "redis_url", "schemes", "wire"},
     {"metrics", "special"},
     {"signing"},
-    {"config", "selftest"},
+    {"selftest", "sources"},
+    {"settings"},
     {"daemon"},
 )
 # The wings, and what each may import besides the ground floor and itself.
@@ -160,7 +161,7 @@ def test_script_says_what_its_arguments_are(path):
 
 
 def test_no_secret_is_a_flag():
-    from hookq.config import SETTINGS
+    from hookq.settings import SETTINGS
 
     secrets = {row.name for row in SETTINGS if row.secret}
     for path in PROGRAMS:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import dlqctl
-from hookq import config, job, schemes
+from hookq import job, schemes, settings
+from hookq.sources import HMAC_KEYS, KEYS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,7 +25,7 @@ def test_drawing_shows_every_state_and_every_verb():
         assert re.search(rf"\b{word}\b", job.DRAWING), word
 
 
-@pytest.mark.parametrize("row", config.SETTINGS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", settings.SETTINGS, ids=lambda row: row.name)
 def test_setting_stands_in_readme_and_example_with_its_default(row):
     table = next(
         line for line in README.splitlines() if line.startswith("|") and f"`{row.name}`" in line
@@ -50,7 +51,7 @@ def test_flags_of_dlqctl_stand_in_readme():
 
 def test_keys_of_the_example_are_known(monkeypatch):
     text = (ROOT / "webhooks.example.toml").read_text()
-    for key in {*config._COMMON, *config._HMAC}:
+    for key in {*KEYS, *HMAC_KEYS}:
         assert re.search(rf"^(# )?({key} =|\[\[sources\.[a-z]+\.{key}\]\])", text, re.MULTILINE), (
             key
         )
@@ -72,7 +73,12 @@ def test_targets_of_make_stand_in_readme():
 
 def test_codes_of_readme_are_those_of_the_code():
     assert re.search(r"69 Redis unreachable, 78 settings, 130 interrupted, 141 closed pipe", README)
-    assert (config.EX_GONE, config.EX_DECLINED, config.EX_UNREACHABLE, config.EX_SETTINGS) == (
+    assert (
+        settings.EX_GONE,
+        settings.EX_DECLINED,
+        settings.EX_UNREACHABLE,
+        settings.EX_SETTINGS,
+    ) == (
         3,
         4,
         69,
@@ -90,7 +96,7 @@ def test_every_preset_has_its_section_whose_lines_are_good(tmp_path):
         assert f'scheme = "{name}"' in lines
         secret = "whsec_" + "A" * 32
         environ = dict.fromkeys(re.findall(r"env:([A-Z_]+)", lines), secret)
-        assert len(config.load({}, environ, tmp_path).sources) == 1
+        assert len(settings.load({}, environ, tmp_path).sources) == 1
 
 
 def test_guarantees_name_tests_that_exist():

@@ -158,7 +158,7 @@ def test_handler_that_is_mended_is_loaded_without_a_restart(
 
 
 def test_settings_are_read_without_the_rooms_that_load_handlers():
-    seen = "import hookq.config, sys; print('hookq.routes' in sys.modules)"
+    seen = "import hookq.settings, sys; print('hookq.work' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
 

@@ -20,7 +20,7 @@ from conftest import SECRET, Program, Redis, accepted, free_port, is_ready, unti
 from test_faults import hammer, more, pids
 
 import worker
-from hookq import config
+from hookq.settings import load
 from hookq.store.keys import key
 from hookq.store.store import GROUP, Store
 
@@ -213,7 +213,7 @@ def test_clock_of_redis_that_is_set_takes_no_lease_from_the_living_R5(
     monkeypatch.setattr(worker, "RENEW_S", 0.2)
     env = {"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "STATE_DIR": str(tmp_path)}
     living = worker.Worker(
-        config.load(environ=env, root=tmp_path), "living", types.SimpleNamespace(asked=False)
+        load(environ=env, root=tmp_path), "living", types.SimpleNamespace(asked=False)
     )
     minder = worker.Minder(living)
     faulthandler.cancel_dump_traceback_later()

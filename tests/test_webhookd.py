@@ -23,6 +23,7 @@ from hookq.ingest.clients import READ
 from hookq.ingest.connection import BODY, HEAD, IDLE, LIMIT_S, READ_AHEAD
 from hookq.ingest.loop import Loop
 from hookq.ingest.spool import Spool
+from hookq.settings import load
 from hookq.store.connection import Away
 from hookq.store.keys import key
 from hookq.store.store import Store

@@ -12,12 +12,13 @@ import pytest
 from conftest import NOW, SECRET, accepted, act, dead, dead_ids, delivery, fill, until
 
 import worker
-from hookq import GiveUp, Retry, config, daemon
-from hookq.config import Source
+from hookq import GiveUp, Retry, daemon
 from hookq.job import MAX_DEATHS
 from hookq.outcome import NotJson
 from hookq.schemes import SCHEMES
+from hookq.settings import load
 from hookq.signing import Verifier
+from hookq.sources import Source
 from hookq.store.keys import key
 from hookq.store.store import Lease, Settled, Store
 from hookq.work.python import in_process
@@ -392,7 +393,7 @@ def test_minder_lives_through_a_renewal(store, work, monkeypatch):
 @pytest.fixture
 def quick(store, redis_server, tmp_path):
     """A worker in this process, and the ids of the jobs that it ran; `asked` ends it."""
-    settings = config.load(
+    settings = load(
         environ={
             "WEBHOOK_SECRET": SECRET,
             "REDIS_URL": redis_server.url,
@@ -523,7 +524,7 @@ def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(
     monkeypatch, store, tmp_path, redis_server
 ):
     monkeypatch.setattr(worker, "STALLED_S", 0.5)
-    settings = config.load(
+    settings = load(
         environ={
             "WEBHOOK_SECRET": SECRET,
             "REDIS_URL": redis_server.url,
@@ -553,7 +554,7 @@ def test_worker_whose_memory_is_gone_starts_anew_wherever_the_job_ran(
     handler = '["true"]' if waits else '""'
     text = f'[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\nhandler = {handler}\n'
     (tmp_path / "webhooks.toml").write_text(text)
-    settings = config.load(
+    settings = load(
         environ={
             "WEBHOOK_SECRET": SECRET,
             "REDIS_URL": redis_server.url,

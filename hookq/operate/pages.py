@@ -19,7 +19,6 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 from hookq import log
-from hookq.config import VERSION
 from hookq.job import Delivery, arrived_at
 from hookq.operate import dlq
 from hookq.operate.status import (
@@ -34,6 +33,7 @@ from hookq.operate.status import (
     verdict,
 )
 from hookq.operate.supervisord import Program
+from hookq.settings import VERSION
 from hookq.store.keys import host_of
 from hookq.store.store import NEVER, Parked, Search
 

@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 from hookq import log
-from hookq.config import Config
+from hookq.settings import Settings
 from hookq.signing import sign
 from hookq.store.connection import Away
 from hookq.store.store import Store
@@ -25,7 +25,7 @@ BROKEN = b"Hello, World! This is no JSON."
 FOLLOW_S = 60.0
 
 
-def send_sample(settings: Config, source: str, file: str, *, fail: bool) -> int:
+def send_sample(settings: Settings, source: str, file: str, *, fail: bool) -> int:
     """Send one delivery and print its story; return the exit code: 0 done, 1 anything else, 69
     unreachable.
     """
@@ -78,7 +78,7 @@ def send_sample(settings: Config, source: str, file: str, *, fail: bool) -> int:
 
 
 def _post(
-    settings: Config, source: str, body: bytes, headers: dict[str, str]
+    settings: Settings, source: str, body: bytes, headers: dict[str, str]
 ) -> tuple[int, dict[str, str]]:
     connection = http.client.HTTPConnection(settings.host, settings.port, timeout=15)
     try:
@@ -92,7 +92,7 @@ def _post(
         connection.close()
 
 
-def _follow(settings: Config, source: str, id: str, fail: bool) -> int:
+def _follow(settings: Settings, source: str, id: str, fail: bool) -> int:
     """Print what becomes of the delivery; return 0 when it ends as was wanted: done, or dead if it
     was made to `fail`.
     """

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hookq import daemon
-from hookq.config import Config
 from hookq.operate import dlq
 from hookq.operate.supervisord import NoSupervisor, Program, programs
+from hookq.settings import Settings
 from hookq.store.store import Act, Cause, Search, Store
 
 LIVE_S: Final = 10.0  # without a heartbeat (one every 0.5 s) before a worker is no longer shown
@@ -68,7 +68,7 @@ class Status:
         return max(0.0, self.now - min(since)) if since else 0.0
 
 
-def gather(store: Store, settings: Config) -> Status:
+def gather(store: Store, settings: Settings) -> Status:
     """Return the status. Raises Away."""
     now, beats, events, state_dir = (
         store.now(),

@@ -16,7 +16,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from hookq.config import Config, Source, Spec, kind_of
+from hookq.settings import Settings
+from hookq.sources import Source, Spec, kind_of
 from hookq.work import command
 from hookq.work.python import BadHandler, Runner, find_handler, in_process, parse_body
 from hookq.work.url import Target
@@ -55,7 +56,7 @@ def kinds(source: Source) -> set[str]:
     return {kind_of(spec) for spec in (source.handler, *(spec for _, spec in source.rules))}
 
 
-def problems(settings: Config) -> list[str]:
+def problems(settings: Settings) -> list[str]:
     """Load every handler; return a sentence for each that cannot be.
 
     For a process that does nothing else: it takes `os._exit` away from the modules that it imports,
