@@ -44,12 +44,13 @@ def kind_of(spec: Spec) -> str:
 
 
 class Check(NamedTuple):
-    """What a TOML value must be: the test, and the words after "must be". A wrong value is not
-    `shown` where it may be a secret.
+    """What a TOML value must be: the test, and the words after "must be". `convert` turns a good
+    value into the one that a Source has; a wrong one is not `shown` where it may be a secret.
     """
 
     fits: Callable[[Any], bool]
     right: str
+    convert: Callable[[Any], Any] = lambda value: value
     shown: bool = True
 
 
@@ -117,6 +118,7 @@ _HEADER: Final = Check(
 _HANDLER: Final = Check(
     lambda v: _is_text(v) or _is_command(v),
     'a text such as "file.py:function", a URL or "ignore", or the words of a command in a list',
+    convert=lambda v: tuple(v) if isinstance(v, list) else v,
 )
 _RULES: Final = Check(
     lambda v: isinstance(v, list) and all(isinstance(rule, dict) for rule in v),
@@ -246,10 +248,10 @@ def _source(section: _Section) -> Source:
     """Return a source, to be used if it left no problems in `section`."""
     if not NAME.fullmatch(section.name):
         section.wrong("is no name for a source: use a-z, 0-9 and -, at most 64.")
-    values = _values(section)
+    values = _values(section, _keys_with(section.table.get("scheme")))
     secrets = tuple(_secret(section, reference) for reference in values["secrets"])
     rules = tuple(_rule(section, rule) for rule in values["on"])
-    handler = _handler(section, "handler", values["handler"])
+    _check_handler(section, "handler", values["handler"])
     target_secret = next(iter(secrets), b"")
     if values["target_secret"] is not None:
         target_secret = _secret(section, values["target_secret"])
@@ -261,7 +263,7 @@ def _source(section: _Section) -> Source:
     return Source(
         section.name,
         Verifier(scheme, secrets, values["public_url"], values["dedupe"]),
-        handler,
+        values["handler"],
         section.base,
         rules,
         target_secret,
@@ -269,18 +271,20 @@ def _source(section: _Section) -> Source:
     )
 
 
-def _values(section: _Section) -> dict[str, Any]:
-    """Return the value of each key: the table's where it fits, else the default."""
-    scheme = section.table.get("scheme")
-    # An unknown scheme may have been meant for hmac: its keys are not reported then.
+def _keys_with(scheme: Any) -> Mapping[str, Key]:
+    """Return the keys of a source with this scheme. An unknown one may be meant for hmac."""
     preset = isinstance(scheme, str) and scheme in SCHEMES and scheme != "hmac"
-    keys = KEYS if preset else KEYS | HMAC_KEYS
+    return KEYS if preset else KEYS | HMAC_KEYS
+
+
+def _values(section: _Section, keys: Mapping[str, Key]) -> dict[str, Any]:
+    """Return the value of each key: the table's where it fits, else the default."""
     values = {row.name: row.default for row in keys.values()}
     for name, value in section.table.items():
         if name not in keys:
             section.wrong(f"{name} is no setting of a source with this scheme.")
         elif keys[name].check.fits(value):
-            values[name] = value
+            values[name] = keys[name].check.convert(value)
         else:
             shown = f" is {value!r}:" if keys[name].check.shown else ""
             section.wrong(f"{name}{shown} must be {keys[name].check.right}.")
@@ -300,23 +304,23 @@ def _rule(section: _Section, rule: dict[str, Any]) -> tuple[str, Spec]:
     if not handler or not _HANDLER.fits(handler):
         section.wrong(f"on {event!r}: handler must be {_HANDLER.right}.")
         return "", ""
-    return str(event), _handler(section, f"on {event!r}: handler", handler)
+    spec = _HANDLER.convert(handler)
+    _check_handler(section, f"on {event!r}: handler", spec)
+    return str(event), spec
 
 
-def _handler(section: _Section, where: str, value: Any) -> Spec:
-    """Return a handler once its form is checked. Whether it can be loaded is for work.routes."""
-    spec: Spec = tuple(value) if isinstance(value, list) else value
+def _check_handler(section: _Section, where: str, spec: Spec) -> None:
+    """Report a handler of the wrong form. Whether it can be loaded is for work.routes."""
     kind = kind_of(spec)
     if kind == "python" and not re.fullmatch(r".+:[^\W\d]\w*", str(spec)):
         section.wrong(
-            f'{where} is {value!r}: it must be "file.py:function" or "package.module:function".'
+            f'{where} is {spec!r}: it must be "file.py:function" or "package.module:function".'
         )
     if kind == "http" and (not _is_url(spec) or urlsplit(str(spec)).username is not None):
         section.wrong(
-            f"{where} is {value!r}: it must be a whole http(s) URL, without user and password: the "
+            f"{where} is {spec!r}: it must be a whole http(s) URL, without user and password: the "
             "target knows us by the signature."
         )
-    return spec
 
 
 def _scheme(values: Mapping[str, Any]) -> Scheme:
