@@ -1,8 +1,10 @@
-"""The life of a daemon: its signals, and starting anew in place.
+"""The life of a daemon: its settings at the start, its signals, and its restart in place.
 
-TERM and INT: finish what is in hand, then end. HUP: check the new settings, finish, then start anew
-(exec) with the same process id and the same inherited socket. Handlers only set flags; the loops
-look at them.
+TERM and INT: finish the work in progress, then exit. HUP: check the new settings, finish, then
+re-exec, with the same process id and the same inherited socket. Signal handlers only set flags; the
+loops look at them.
+
+Promises: settings that do not hold never end a running process, and a HUP is never missed.
 """
 
 import argparse
@@ -25,25 +27,26 @@ from hookq import log
 from hookq.settings import EX_SETTINGS, Invalid, Settings
 
 _HUP: Final = {signal.SIGHUP}
-CHECK_S: Final = 30.0  # for a check: it may import the handlers, and all that they need
+# The limit of a check: it may import the handlers, and everything they need.
+CHECK_S: Final = 30.0
 
 
 class Signals:
-    """What was asked of this process. `wake` may be set: the handler calls it to end a wait, so it
-    must not block.
+    """The signals this process has received. `wake` may be set: it is called from a signal handler
+    to end a wait, so it must not block.
     """
 
     def __init__(self) -> None:
         self.stop = self.reload = False
         self.wake: Callable[[], None] = lambda: None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._noted)
-        # HUP came in ignored (supervisord.conf) or blocked (reexec): before this line it would have
-        # killed us. One that came meanwhile is delivered now, before the settings are read: nothing
-        # it announced is missed.
+            signal.signal(number, self._received)
+        # Until here HUP was ignored (supervisord.conf) or blocked (reexec), since it would have
+        # killed us. One that arrived blocked is delivered now, before the settings are read: what
+        # it announced is in them.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HUP)
 
-    def _noted(self, number: int, _frame: FrameType | None) -> None:
+    def _received(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
             self.reload = True
         else:
@@ -56,7 +59,7 @@ class Signals:
 
 
 def load_or_exit(load: Callable[[], Settings]) -> Settings:
-    """Return the settings; wrong ones are told, one line each, and end the process with 78."""
+    """Return the settings. Mistakes are printed, one line each, and end the process with 78."""
     try:
         return load()
     except Invalid as error:
@@ -64,14 +67,14 @@ def load_or_exit(load: Callable[[], Settings]) -> Settings:
 
 
 def refuse(problems: Sequence[str]) -> NoReturn:
-    """End with what is wrong with the settings."""
+    """Exit, printing what is wrong with the settings."""
     for problem in problems:
         print(problem, file=sys.stderr)
     sys.exit(EX_SETTINGS)
 
 
 def add_check(parser: argparse._ActionsContainer) -> None:
-    """Give `parser` the flag --check, which also takes `settings`: those alone."""
+    """Give `parser` the flag --check; with `settings` it checks those alone, not the handlers."""
     parser.add_argument(
         "--check",
         nargs="?",
@@ -82,7 +85,7 @@ def add_check(parser: argparse._ActionsContainer) -> None:
 
 
 def end_check(settings: Settings, problems: Sequence[str] = ()) -> NoReturn:
-    """End `--check` of settings that could be read: with 78 if there are further problems."""
+    """Exit from `--check` of settings that could be read: with 78 if there are other problems."""
     if problems:
         refuse(problems)
     print(f"The settings are good. Sources: {', '.join(sorted(settings.sources)) or 'not needed'}.")
@@ -92,22 +95,23 @@ def end_check(settings: Settings, problems: Sequence[str] = ()) -> NoReturn:
 def check_handlers(settings: Settings) -> list[str]:
     """Return what is wrong with the handlers, by loading them in a worker that does nothing else.
 
-    Its end is ours to survive: an import may end its process, or never end.
+    In a process of its own, since an import may end its process, or never return.
     """
     where = ["--state-dir", str(settings.state_dir)]
     if settings.webhooks_file.exists():
         where += ["--webhooks-file", str(settings.webhooks_file)]
-    problems = _tried([sys.executable, str(root() / "worker.py"), "--check", *where])
+    problems = _problems_of([sys.executable, str(root() / "worker.py"), "--check", *where])
     if not problems:
         mark = settings.state_dir / "checked"
-        with contextlib.suppress(OSError):  # then each worker checks for itself
+        # Without the mark each worker checks for itself.
+        with contextlib.suppress(OSError):
             mark.touch()
     return problems
 
 
 def just_checked(settings: Settings) -> bool:
-    """Tell whether somebody has loaded the handlers a moment ago: to load them again for each
-    worker of a reload would only take longer.
+    """Whether the handlers were checked a moment ago: the workers of a reload need not each load
+    them once more.
     """
     try:
         return abs(time.time() - (settings.state_dir / "checked").stat().st_mtime) < CHECK_S
@@ -115,8 +119,8 @@ def just_checked(settings: Settings) -> bool:
         return False
 
 
-def _tried(command: Sequence[str]) -> list[str]:
-    """Return what a process says is wrong, nothing when it ends well."""
+def _problems_of(command: Sequence[str]) -> list[str]:
+    """Run a check; return the problems it prints, none when it exits with 0."""
     try:
         done = subprocess.run(
             command,
@@ -138,28 +142,29 @@ def _tried(command: Sequence[str]) -> list[str]:
 
 
 def settings_hold(what: str = "settings") -> bool:
-    """Tell whether this program would start with the settings of now, by trying it in a process of
-    its own: here, modules are loaded that may have changed since.
+    """Whether this program would start with the current settings. A process of its own tries it,
+    since the modules loaded in this one may have changed.
     """
-    problems = _tried([sys.executable, *sys.orig_argv[1:], "--check", what])
+    problems = _problems_of([sys.executable, *sys.orig_argv[1:], "--check", what])
     if problems:
         log.event("settings.refused", "error", problems=problems, then="going on with the old ones")
     return not problems
 
 
 def reload_wanted(signals: Signals, what: str = "settings") -> bool:
-    """Tell whether to start anew now: not with settings, or with `what` "all" handlers, that would
-    only end the new process.
+    """Whether to re-exec now: a HUP was received, and the new process would not end at once over
+    its settings, nor (`what` is "all") over its handlers.
     """
     if not signals.reload or signals.stop:
         return False
-    signals.reload = False  # before reading: a HUP that comes meanwhile means another reading
+    # Cleared before the check: a HUP during it asks for another one.
+    signals.reload = False
     signals.reload = settings_hold(what) or signals.reload
     return signals.reload
 
 
 def in_background(work: Callable[..., None], *args: object) -> None:
-    """Run `work` in a thread that nobody waits for; not at all where no thread can be had."""
+    """Run `work` in a thread that nobody waits for; log it where no thread can be started."""
     try:
         threading.Thread(target=work, args=args, daemon=True).start()
     except RuntimeError as error:
@@ -167,9 +172,7 @@ def in_background(work: Callable[..., None], *args: object) -> None:
 
 
 def inherited_socket() -> socket.socket | None:
-    """Return the listening socket supervisord has put on fd 0, or None when fd 0 is something
-    else.
-    """
+    """Return the listening socket that supervisord put on fd 0, or None when fd 0 is not one."""
     try:
         if stat.S_ISSOCK(Path("/dev/fd/0").stat().st_mode):
             sock = socket.socket(fileno=0)
@@ -182,9 +185,8 @@ def inherited_socket() -> socket.socket | None:
 
 
 def reexec(listening: socket.socket | None = None) -> None:
-    """Start this program anew in the same process; open files but 0, 1 and 2 are closed by the
-    kernel. The next of us finds the listening socket where supervisord would put it, with those who
-    wait in it.
+    """Replace this process by a fresh start of its program; the kernel closes all files but 0, 1
+    and 2. The new one finds the listening socket on fd 0, with the connections that wait in it.
     """
     log.event("process.reexec")
     if listening and listening.fileno():
@@ -194,14 +196,14 @@ def reexec(listening: socket.socket | None = None) -> None:
 
 
 def name_of(kind: str) -> str:
-    """Return a name unique to this start of this process: a consumer, and a client, is never
-    mistaken for an older one.
+    """Return a name unique to this start of this process, so that a consumer or a client is never
+    taken for an earlier one.
     """
     return f"{kind}-{host()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def host() -> str:
-    """Return this machine's name, as names of processes have it."""
+    """Return this machine's name, as it stands in the names of processes."""
     return "".join(c if c.isalnum() else "-" for c in socket.gethostname())
 
 

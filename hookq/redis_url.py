@@ -1,16 +1,14 @@
-"""Where Redis is: the URL of REDIS_URL, taken apart.
+"""Where Redis is: the parsed REDIS_URL.
 
     redis://[user:password@]host[:6379][/db]               one server; rediss:// with TLS
     unix://[user:password@]/path[?db=0]                    one server
     redis+sentinel://[user:password@]host[:26379],…/name   the primary these Sentinels call `name`
-    redis+cluster://[user:password@]host[:6379],…          the primary of our slot; any node tells
+    redis+cluster://[user:password@]host[:6379],…          the primary of our slot; any node knows
 
-With TLS the last two are rediss+sentinel:// and rediss+cluster://. Options stand behind a question
-mark.
+With TLS the last two are rediss+sentinel:// and rediss+cluster://. Options follow a question mark.
 
-Rules: pure; what is not understood is refused, and no message has a part of a password in it.
-Promises: an Address can be connected to as far as its text goes. Does not promise that anybody is
-there.
+Rules: pure; what is not understood is refused, and no message contains a part of a password.
+Promises: an Address is well formed. Does not promise that a server is there.
 """
 
 from dataclasses import dataclass, field
@@ -32,9 +30,8 @@ RIGHT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`kind` is "" for one server, sentinel or cluster. `one` is the URL by which redis-py reaches
-    one server so: its host is the first of `hosts`. `options` are all that stand behind the
-    question mark.
+    """`kind` is "" for one server, sentinel or cluster. `one` is the URL of a single server, the
+    first of `hosts`, for redis-py. `options` are all those after the question mark.
     """
 
     kind: str
@@ -45,17 +42,19 @@ class Address:
 
 
 def parse(text: str) -> Address:
-    """Take a URL apart; raises ValueError with what would be right."""
+    """Return the Address in a URL. Raises ValueError with what would be right."""
     try:
         url = urlsplit(text)
         scheme, _, kind = url.scheme.partition("+")
         user, at, hosts = url.netloc.rpartition("@")
-        found = tuple(_host(host, kind) for host in hosts.split(",")) if scheme != "unix" else ()
-        query = url.query.replace("+", "%2B")  # of a password, and no space
+        servers = tuple(_host(host, kind) for host in hosts.split(",")) if scheme != "unix" else ()
+        # A plus in a password is a plus, not a blank.
+        query = url.query.replace("+", "%2B")
         options = {
             name: values[0] for name, values in parse_qs(query, strict_parsing=bool(query)).items()
         }
-    except (ValueError, KeyError):  # a message of its own may have a part of the password in it
+    except (ValueError, KeyError):
+        # Their own messages may contain a part of the password.
         raise ValueError(f"{RIGHT}; / # ? and @ in a password must be percent-encoded") from None
     known = OPTIONS[kind]
     if scheme not in ("redis", "rediss", "unix") or (scheme == "unix" and kind):
@@ -67,22 +66,22 @@ def parse(text: str) -> Address:
     if not options.get("db", "0").isdecimal():
         raise ValueError("a URL whose db is a number")
     if not kind:
-        if len(found) > 1:
+        if len(servers) > 1:
             raise ValueError("one host, or redis+sentinel:// or redis+cluster:// before several")
-        if found and not (url.path.strip("/") or "0").isdecimal():
+        if servers and not (url.path.strip("/") or "0").isdecimal():
             raise ValueError("a URL that ends with the number of a database, or with its port")
-        place, mark, _ = text.partition("?")
-        return Address("", found, "", f"{place}{mark}{query}", options)
+        base, mark, _ = text.partition("?")
+        return Address("", servers, "", f"{base}{mark}{query}", options)
     service = url.path.strip("/")
     if (kind == "sentinel") != bool(service) or "/" in service:
         raise ValueError(
             "redis+sentinel://host:26379,host:26379/name-of-the-primary, or redis+cluster://host:6379,host:6379"
         )
-    host, port = found[0]
-    shown = urlencode({name: value for name, value in options.items() if name not in SENTINEL})
+    host, port = servers[0]
+    kept = urlencode({name: value for name, value in options.items() if name not in SENTINEL})
     bracketed = f"[{host}]" if ":" in host else host
-    one = f"{scheme}://{user}{at}{bracketed}:{port}{'?' if shown else ''}{shown}"
-    return Address(kind, found, service, one, options)
+    one = f"{scheme}://{user}{at}{bracketed}:{port}{'?' if kept else ''}{kept}"
+    return Address(kind, servers, service, one, options)
 
 
 def _host(text: str, kind: str) -> tuple[str, int]:
@@ -90,5 +89,5 @@ def _host(text: str, kind: str) -> tuple[str, int]:
     if not url.hostname and kind:
         raise ValueError(text)
     if url.hostname:
-        url.hostname.encode("idna")  # raises when it is nonsense
+        url.hostname.encode("idna")  # raises for a name that cannot be one
     return url.hostname or "localhost", url.port or PORTS[kind]

@@ -1,5 +1,5 @@
-"""The URL of Redis, taken apart: what is right leads somewhere, what is wrong is refused without a
-part of its password.
+"""The URL of Redis: a good one is parsed into hosts and options, a bad one is refused without a part
+of its password.
 """
 
 import pytest
@@ -58,9 +58,14 @@ H, S = ("h", 6379), ("h", 26379)
     ],
 )
 def test_url_leads_to_hosts(url, kind, hosts, service, one):
-    found = parse(url)
-    assert (found.kind, found.hosts, found.service, found.one) == (kind, hosts, service, one)
-    assert "p%40" not in repr(found) and "sentinel_password" not in repr(found)
+    address = parse(url)
+    assert (address.kind, address.hosts, address.service, address.one) == (
+        kind,
+        hosts,
+        service,
+        one,
+    )
+    assert "p%40" not in repr(address) and "sentinel_password" not in repr(address)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +103,8 @@ def test_node_that_named_an_owner_that_was_no_good_is_asked_last(monkeypatch):
         def close(self):
             pass
 
-        def execute_command(
-            self, _
-        ):  # `old` is cut off from the others, and takes itself for the owner
+        # `old` is cut off from the others, and takes itself for the owner.
+        def execute_command(self, _):
             asked.append(self.host)
             owner = b"old" if self.host == "old" else b"new"
             return [[0, 16383, [owner, 1, b"id"], [b"other", 1, b"id"]]]
