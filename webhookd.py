@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable
 
 from hookq import daemon, log
-from hookq.config import VERSION, Config, add_flags, load
 from hookq.ingest.loop import Loop
+from hookq.settings import VERSION, Settings, add_flags, load
 
 
-def serve(read_settings: Callable[[], Config]) -> None:
+def serve(read_settings: Callable[[], Settings]) -> None:
     """Take deliveries until a stop is asked for, or restart in place for new settings."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # each connection is one
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
@@ -38,7 +38,7 @@ def serve(read_settings: Callable[[], Config]) -> None:
     log.event("process.end", program="webhookd")
 
 
-def make_state_dir(settings: Config) -> None:
+def make_state_dir(settings: Settings) -> None:
     """Make the folder of the spool. Without it deliveries still go to Redis, and it is reported."""
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -25,7 +25,8 @@ import pytest
 from conftest import GITHUB, ROOT, SECRET, free_port
 
 import worker
-from hookq import config, log, wire
+from hookq import log, wire
+from hookq.arrival import Arrival
 from hookq.ingest import loop
 from hookq.ingest.loop import Loop
 from hookq.job import Delivery, JobIds

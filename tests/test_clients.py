@@ -9,7 +9,6 @@ import time
 import pytest
 from conftest import SECRET, request
 
-from hookq.config import Source
 from hookq.ingest import connection
 from hookq.ingest.clients import Clients
 from hookq.ingest.connection import (
@@ -28,7 +27,8 @@ from hookq.ingest.poll import Poll
 from hookq.ingest.routes import Refusal, refusal, route
 from hookq.ingest.tally import Tally
 from hookq.schemes import SCHEMES
-from hookq.signing import Signer
+from hookq.signing import Verifier
+from hookq.sources import Source
 
 PAGE = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
 WHOLE = request(b"12345")
@@ -41,7 +41,7 @@ class Life:
 
     def __init__(self, refuses=None):
         self.poll = Poll(lambda: None)
-        sources = {"github": Source(Signer("github", SCHEMES["github"], (SECRET.encode(),)))}
+        sources = {"github": Source("github", Verifier(SCHEMES["github"], (SECRET.encode(),)))}
         pages = {"/": lambda: (200, b"here"), "/large": lambda: (200, bytes(LARGE))}
         self.clients = Clients(
             self.poll,

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 import pytest
 from conftest import ROOT, SECRET, Client, ask, fill, free_port, is_ready, request, signed, until
 
-from hookq import config, daemon
+from hookq import daemon
 from hookq.ingest import door, loop
 from hookq.ingest.clients import READ
 from hookq.ingest.connection import BODY, HEAD, IDLE, LIMIT_S, READ_AHEAD
@@ -441,7 +441,7 @@ def short(redis_server, store, monkeypatch, tmp_path):
             "STATE_DIR": str(tmp_path),
             **settings,
         }
-        server = Loop(config.load(environ=env, root=tmp_path))
+        server = Loop(load(environ=env, root=tmp_path))
         thread = threading.Thread(target=server.run, args=(asked,))
         thread.start()
         started.append((server, asked, thread))

@@ -218,7 +218,7 @@ class Clients:
         """Answer a request that is no delivery. Unless it was read whole, its connection ends."""
         asked = c.asked
         if asked:
-            no = no._replace(source=asked.source.signer.name)
+            no = no._replace(source=asked.source.name)
         forwarded = asked.request.fields.get("x-forwarded-for", "") if asked else ""
         self.tally.refused(no, c.peer, forwarded)
         extra = no.extra + (f"Retry-After: {RETRY_AFTER_S}\r\n" if no.status == 503 else "")

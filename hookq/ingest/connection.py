@@ -23,8 +23,8 @@ import socket
 from typing import Final, NamedTuple
 
 from hookq import wire
-from hookq.config import Source
 from hookq.ingest.poll import IN, OUT
+from hookq.sources import Source
 from hookq.wire import Request
 
 IDLE, HEAD, BODY, COMMIT = "idle", "head", "body", "commit"

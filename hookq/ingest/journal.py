@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from hookq import log
-from hookq.config import Config
 from hookq.ingest.connection import Connection
 from hookq.ingest.intake import Intake
 from hookq.ingest.poll import IN, OUT, Poll
@@ -26,6 +25,7 @@ from hookq.ingest.spool import Spool, SpoolFailed
 from hookq.ingest.spooling import Spooling
 from hookq.ingest.tally import Flush, Tally
 from hookq.job import Delivery
+from hookq.settings import Settings
 from hookq.store.connection import Away
 
 BATCH, BATCH_BYTES = 64, 4 << 20  # of one commit: they bound how long Redis is busy with it
@@ -56,7 +56,7 @@ Failed = Callable[[Waiting], None]
 class Journal:
     """Deliveries that are not durable yet, the connection to Redis, and the spool."""
 
-    def __init__(self, settings: Config, poll: Poll, tally: Tally, name: str) -> None:
+    def __init__(self, settings: Settings, poll: Poll, tally: Tally, name: str) -> None:
         self.poll, self.tally = poll, tally
         self.intake = Intake(settings.redis_url, name, poll.wake, replicas=settings.durability)
         self.spool = Spooling(Spool(settings.state_dir / "spool.db", settings.max_spool))

@@ -20,7 +20,7 @@ import time
 from typing import Final
 
 from hookq import daemon, log
-from hookq.config import Config
+from hookq.arrival import Arrival, Rejected
 from hookq.ingest.clients import Clients
 from hookq.ingest.connection import Asked, Connection
 from hookq.ingest.door import Door
@@ -30,7 +30,8 @@ from hookq.ingest.poll import Poll
 from hookq.ingest.routes import Deliver, Page, Pages, Refusal, refusal, route
 from hookq.ingest.tally import Tally
 from hookq.job import JobIds
-from hookq.signing import Rejected, verify
+from hookq.settings import Settings
+from hookq.signing import verify
 from hookq.store.boot import boot_check
 from hookq.wire import Request
 
@@ -49,7 +50,7 @@ FIRST_REDIS_S: Final = 1.0
 class Loop:
     """The event loop, and what it wires together. `run` returns when everything is answered."""
 
-    def __init__(self, settings: Config, inherited: socket.socket | None = None) -> None:
+    def __init__(self, settings: Settings, inherited: socket.socket | None = None) -> None:
         self.settings = settings
         self.ids = JobIds(int.from_bytes(secrets.token_bytes(4)))
         self.poll = Poll(self._on_wake)
@@ -103,18 +104,9 @@ class Loop:
     def _take(self, connection: Connection, asked: Asked, body: bytes) -> Refusal | None:
         """Verify a request that is here whole, and hand it to the journal; return why not."""
         request, source = asked.request, asked.source
-        arrived_at, ahead_s = time.time(), self.journal.intake.ahead_s
-        id = self.ids.make(arrived_at + ahead_s)
-        verified = verify(
-            source.signer,
-            request.fields,
-            request.head,
-            body,
-            arrived_at,
-            id,
-            request.query,
-            ahead_s,
-        )
+        at, ahead_s = time.time(), self.journal.intake.ahead_s
+        arrival = Arrival(source.name, request.head, request.fields, request.query, body, at)
+        verified = verify(source.verifier, arrival, self.ids.make(at + ahead_s), ahead_s)
         if isinstance(verified, Rejected):
             return refusal(verified.reason, verified.why)
         self.journal.put(connection, verified, source.dedupe_s)

@@ -7,7 +7,7 @@ and counts it, in one place each.
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from hookq.config import Source
+from hookq.sources import Source
 from hookq.wire import BadRequest, Request
 
 PREFIX: Final = "/api/webhooks/"
