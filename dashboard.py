@@ -15,6 +15,7 @@ ledger (hookq/operate/status.py).
 
 import argparse
 import base64
+import contextlib
 import hashlib
 import hmac
 import http.server
@@ -36,9 +37,12 @@ from hookq.ingest.spool import SpoolFailed
 from hookq.operate import dlq, pages, status
 from hookq.outcome import place_of
 from hookq.settings import VERSION, Settings, add_flags, load
-from hookq.store.boot import boot_check
+from hookq.store import figures, reading
+from hookq.store.boot import boot_check, format_is_known
+from hookq.store.client import Client
 from hookq.store.connection import Away
-from hookq.store.store import Act, Search, Store
+from hookq.store.format import NewerData
+from hookq.store.records import Act, Search
 
 HTML, TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -362,13 +366,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _health(self, path: str) -> Answer:
         if path == "/readyz":
             try:
-                Store(self.server.settings.redis_url, "dashboard", timeout_s=1.0).ping()
+                Client(self.server.settings.redis_url, "dashboard", timeout_s=1.0).ping()
             except Away:
                 return 503, TEXT, b"Redis is away\n", ""
         return 200, TEXT, b"ok\n", ""
 
-    def _store(self) -> Store:
-        return Store(self.server.settings.redis_url, daemon.name_of("dashboard"), timeout_s=2.0)
+    def _store(self) -> Client:
+        return Client(self.server.settings.redis_url, daemon.name_of("dashboard"), timeout_s=2.0)
 
     def _frame(self, query: Form, now: float) -> pages.Frame:
         return pages.Frame(
@@ -448,7 +452,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return 304, STATIC[request.path], b"", extra
         return 200, STATIC[request.path], content, extra
 
-    def _dead(self, store: Store, query: Form) -> Answer:
+    def _dead(self, store: Client, query: Form) -> Answer:
         texts = {name: first(query, name) for name in pages.FILTER}
         given = first(query, "page") or "1"
         number, now = int(given) if re.fullmatch(r"[1-9][0-9]{0,6}", given) else 1, store.now()
@@ -471,12 +475,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             200,
             HTML,
             pages.dead_list(
-                chosen, selected, store.audit(), texts, number, self._frame(query, now)
+                chosen, selected, reading.audit(store), texts, number, self._frame(query, now)
             ),
             "",
         )
 
-    def _delivery(self, store: Store, id: str, download: bool, query: Form) -> Answer:
+    def _delivery(self, store: Client, id: str, download: bool, query: Form) -> Answer:
         try:
             found = dlq.story(store, id)
         except dlq.NoSuch as error:
@@ -507,7 +511,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             f'Content-Disposition: attachment; filename="{found.id}.bin"\r\n',
         )
 
-    def _act(self, store: Store, request: wire.Request, form: Form) -> Answer:
+    def _act(self, store: Client, request: wire.Request, form: Form) -> Answer:
         """Do what the form says, then send the browser back with a notice: a reload of the page
         repeats nothing.
         """
@@ -536,7 +540,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             notice = str(error)
         return 303, TEXT, b"", f"Location: {back}?notice={wire.quoted(notice)}\r\n"
 
-    def _ask(self, store: Store, verb: str, form: Form) -> Answer | None:
+    def _ask(self, store: Client, verb: str, form: Form) -> Answer | None:
         """Return the page that asks before an act on all that match, None when it has been
         asked.
         """
@@ -549,7 +553,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ids = list(dlq.select(store, search, limit=dlq.PAGE_LIMIT).numbers)
         if not ids:
             raise dlq.NoSuch("None match any more.")
-        ends = store.parked([ids[0], *ids[1:][-4:]])
+        ends = reading.parked(store, [ids[0], *ids[1:][-4:]])
         if not ends:
             raise dlq.NoSuch("Somebody else has just moved these: look again.")
         return 200, HTML, pages.confirm(verb, ids, ends, search, texts, self._frame({}, now)), ""
@@ -579,7 +583,7 @@ def search_of(texts: dict[str, str], now: float) -> Search:
     )
 
 
-def do(store: Store, verb: str, form: Form, act: Act) -> str:
+def do(store: Client, verb: str, form: Form, act: Act) -> str:
     """Do one act of the page; return what was done. Raises NoSuch, Nonsense."""
     if verb == "restore":
         if first(form, "only"):
@@ -611,7 +615,7 @@ def do(store: Store, verb: str, form: Form, act: Act) -> str:
     )
 
 
-def metrics_text(store: Store, settings: Settings) -> str:
+def metrics_text(store: Client, settings: Settings) -> str:
     """Return /metrics: counters from Redis, gauges from the structures themselves."""
     began = time.perf_counter()
     store.raise_counters(log.take_counts())
@@ -619,7 +623,20 @@ def metrics_text(store: Store, settings: Settings) -> str:
     gauges = metrics.gauges_of(
         found, memory, VERSION, platform.python_version(), time.perf_counter() - began
     )
-    return "".join(metrics.text(store.metrics(), gauges, found.audit["sources"]))
+    return "".join(metrics.text(figures.metrics(store), gauges, found.audit.sources))
+
+
+def serve_until_asked(settings: Settings, signals: daemon.Signals, woken: socket.socket) -> None:
+    """Return when a stop or a reload is wanted; end beside the data of a newer version."""
+    known = False
+    while not (signals.stop or daemon.reload_wanted(signals)):
+        try:
+            known = known or format_is_known(settings.redis_url, "dashboard")
+        except NewerData as error:
+            daemon.refuse_newer(str(error))
+        woken.settimeout(None if known else EVERY_S)
+        with contextlib.suppress(TimeoutError):
+            woken.recv(4096)
 
 
 def main() -> None:
@@ -657,8 +674,7 @@ def main() -> None:
     ).start()
     log.event("process.start", program="dashboard", version=VERSION)
     boot_check(settings.redis_url, daemon.name_of("dashboard"), settings.durability)
-    while not (signals.stop or daemon.reload_wanted(signals)):
-        woken.recv(4096)
+    serve_until_asked(settings, signals, woken)
     server.drain()
     if not signals.stop:
         daemon.reexec(server.socket)

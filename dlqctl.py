@@ -28,6 +28,7 @@ from hookq.operate import dlq
 from hookq.settings import (
     EX_DECLINED,
     EX_GONE,
+    EX_SETTINGS,
     EX_UNREACHABLE,
     EX_USAGE,
     VERSION,
@@ -36,8 +37,11 @@ from hookq.settings import (
     load,
     redis_url,
 )
+from hookq.store import dead, reading
+from hookq.store.client import Client
 from hookq.store.connection import Away
-from hookq.store.store import Act, Cause, Parked, Search, Store
+from hookq.store.format import NewerData
+from hookq.store.records import Act, Cause, Parked, Search
 
 EX_INTERRUPTED, EX_PIPE = 130, 141
 SHOWN_ID = 10  # characters of an id in a list: all of its time of arrival
@@ -55,6 +59,7 @@ EXAMPLES = """\
   dlqctl --undo                                  bring the last batch back
   dlqctl --audit                                 is anything lost? exits 1 when the gap is not 0
 """
+REFUSALS = {NewerData: EX_SETTINGS, dlq.NoSuch: EX_GONE, dlq.Nonsense: EX_USAGE}
 SELECTORS = ("source", "cause", "event_type", "error", "since", "until")
 
 
@@ -198,7 +203,8 @@ def main() -> None:
     log.to_nowhere()  # the command's own output says what it did; the lines are for daemons
     try:
         args.settings = daemon.load_or_exit(lambda: settings_of(args))
-        code = run(args, Store(args.redis_url or args.settings.redis_url, daemon.name_of("dlqctl")))
+        url = args.redis_url or args.settings.redis_url
+        code = run(args, Client(url, daemon.name_of("dlqctl")))
         sys.stdout.flush()
     except Away as error:
         print(
@@ -208,12 +214,9 @@ def main() -> None:
         )
         print(in_spool(args.settings), file=sys.stderr)
         code = EX_UNREACHABLE
-    except dlq.NoSuch as error:
+    except tuple(REFUSALS) as error:
         print(error, file=sys.stderr)
-        code = EX_GONE
-    except dlq.Nonsense as error:
-        print(error, file=sys.stderr)
-        code = EX_USAGE
+        code = REFUSALS[type(error)]
     except KeyboardInterrupt:
         code = EX_INTERRUPTED
     except OSError as error:  # of standard output: the reader is gone, or the disk is full
@@ -244,7 +247,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )
 
 
-def run(args: argparse.Namespace, store: Store) -> int:
+def run(args: argparse.Namespace, store: Client) -> int:
+    store.check_format()
     if args.view:
         return view_causes(store, args) if args.by_cause else view(store, args)
     if args.show is not None:
@@ -264,7 +268,7 @@ def selected(args: argparse.Namespace) -> bool:
     return bool(args.id or any(getattr(args, name) for name in SELECTORS))
 
 
-def search_of(store: Store, args: argparse.Namespace) -> Search:
+def search_of(store: Client, args: argparse.Namespace) -> Search:
     return dlq.search_of(
         {name: getattr(args, name) for name in SELECTORS},
         store.now(),
@@ -284,8 +288,8 @@ def actor() -> Act:
 # ---------------- the acts
 
 
-def view(store: Store, args: argparse.Namespace) -> int:
-    total, now = store.audit()["dead"], store.now()
+def view(store: Client, args: argparse.Namespace) -> int:
+    total, now = reading.audit(store).dead, store.now()
     found = list(
         dlq.jobs(
             store, dlq.select(store, search_of(store, args), limit=args.limit, newest=args.newest)
@@ -308,7 +312,7 @@ def view(store: Store, args: argparse.Namespace) -> int:
     elif not found:
         print(f"None match ({dlq.counted(total)} in all).", file=sys.stderr)
     else:
-        causes = store.causes()
+        causes = dead.causes(store)
         of = (
             f"{len(found)} of {dlq.counted(total)}, {plural(len(causes), 'cause')}, oldest "
             f"{dlq.age(now - oldest(causes, now))}"
@@ -334,7 +338,7 @@ def row_of(number: int, job: Parked, now: float) -> tuple[str, ...]:
     )
 
 
-def view_causes(store: Store, args: argparse.Namespace) -> int:
+def view_causes(store: Client, args: argparse.Namespace) -> int:
     causes, now = dlq.by_cause(store, search_of(store, args)), store.now()
     if args.json:
         return say_json([cause._asdict() for cause in causes])
@@ -357,7 +361,7 @@ def ages(cause: Cause, now: float) -> tuple[str, str]:
     return dlq.age(now - cause.first_at), dlq.age(now - cause.last_at)
 
 
-def show(store: Store, args: argparse.Namespace) -> int:
+def show(store: Client, args: argparse.Namespace) -> int:
     found = dlq.story(store, args.show)
     if args.raw:
         if found.delivery is None:
@@ -371,11 +375,11 @@ def show(store: Store, args: argparse.Namespace) -> int:
             f"{name:12} {dlq.stamp(value) if name == 'received_at' else log.printable(str(value))}"
         )
     for event in found.events:
-        facts = {**event, "answer": event["answer"]["status"]} if "answer" in event else event
-        told = "  ".join(
-            f"{k}={v}" for k, v in facts.items() if k not in ("at", "event", "source", "output")
-        )
-        print(f"{dlq.stamp(event['at'])}  {event['event']:18} {log.printable(told)}")
+        facts = dict(event.facts)
+        if "answer" in facts:
+            facts["answer"] = facts["answer"]["status"]
+        told = "  ".join(f"{name}={value}" for name, value in facts.items() if name != "output")
+        print(f"{dlq.stamp(event.at)}  {event.event:18} {log.printable(told)}")
     for text in filter(None, (found.trace, dlq.said(found))):
         print("\n" + printable_lines(text))
     if found.delivery:
@@ -390,7 +394,7 @@ def show(store: Store, args: argparse.Namespace) -> int:
     return 0
 
 
-def retry(store: Store, args: argparse.Namespace) -> int:
+def retry(store: Client, args: argparse.Namespace) -> int:
     if args.retry != "all":
         found = [job for _, job in dlq.jobs(store, dlq.select(store, Search(), args.retry, 1))]
         if args.dry_run:
@@ -428,7 +432,7 @@ def retry(store: Store, args: argparse.Namespace) -> int:
     )
 
 
-def flush(store: Store, args: argparse.Namespace) -> int:
+def flush(store: Client, args: argparse.Namespace) -> int:
     search, act, now = frozen(store, args), actor(), store.now()
     ids = list(dlq.select(store, search).numbers)
     if args.dry_run:
@@ -456,7 +460,7 @@ def flush(store: Store, args: argparse.Namespace) -> int:
     return told(args, {"discarded": moved, "batch": act.act}, sentence)
 
 
-def frozen(store: Store, args: argparse.Namespace) -> Search:
+def frozen(store: Client, args: argparse.Namespace) -> Search:
     """Return the selection up to now: what dies while a person reads the question is not
     touched.
     """
@@ -464,10 +468,10 @@ def frozen(store: Store, args: argparse.Namespace) -> Search:
     return search._replace(until=min(search.until, store.now()))
 
 
-def undo(store: Store, args: argparse.Namespace) -> int:
+def undo(store: Client, args: argparse.Namespace) -> int:
     if args.dry_run:
-        batch = args.undo or store.last_batch() or ""
-        ids = store.batch(batch) if batch else []
+        batch = args.undo or dead.last_batch(store) or ""
+        ids = dead.batch(store, batch) if batch else []
         sentence = f"Would restore {len(ids)} of batch {log.printable(batch) or '(none)'}."
         return told(args, {"would_restore": ids, "batch": batch or None}, sentence)
     batch, ids = dlq.restore(store, args.undo, actor())
@@ -478,7 +482,7 @@ def undo(store: Store, args: argparse.Namespace) -> int:
     )
 
 
-def export(store: Store, args: argparse.Namespace) -> int:
+def export(store: Client, args: argparse.Namespace) -> int:
     """Write those selected; a file appears whole or not at all, readable by its owner only."""
     chosen, target, part = dlq.select(store, search_of(store, args)), Path(args.export), ""
     try:
@@ -509,8 +513,8 @@ def export(store: Store, args: argparse.Namespace) -> int:
     return 0
 
 
-def write_line(store: Store, number: int, job: Parked, out: TextIO) -> bool:
-    delivery = store.delivery(job.id)
+def write_line(store: Client, number: int, job: Parked, out: TextIO) -> bool:
+    delivery = reading.delivery(store, job.id)
     if delivery:  # None: put back or discarded meanwhile
         body = base64.b64encode(delivery.body).decode()
         print(
@@ -520,20 +524,21 @@ def write_line(store: Store, number: int, job: Parked, out: TextIO) -> bool:
     return delivery is not None
 
 
-def audit(store: Store, args: argparse.Namespace) -> int:
+def audit(store: Client, args: argparse.Namespace) -> int:
     found = dlq.audit(store, args.settings.state_dir)
-    troubles = store.orphans()
-    if found["spool_why"]:
-        troubles.append(found["spool_why"])
-    if found["gap"]:
-        why = f"The gap is {found['gap']}: what was accepted and what is there differ."
+    troubles = reading.orphans(store)
+    if found.spool_why:
+        troubles.append(found.spool_why)
+    if found.gap:
+        why = f"The gap is {found.gap}: what was accepted and what is there differ."
         troubles.append(f"{why} See README, “When the gap is not 0”.")
     names = ("accepted", "ready", "leased", "retry", "dead", "done", "discarded", "spooled", "gap")
+    numbers = {name: getattr(found, name) for name in names}
     if args.json:
-        say_json({name: found[name] for name in names})
+        say_json(numbers)
     else:
-        for name in names:
-            print(f"{name:10} {'unknown' if found[name] is None else format(found[name], ','):>12}")
+        for name, number in numbers.items():
+            print(f"{name:10} {'unknown' if number is None else format(number, ','):>12}")
     for line in troubles:
         print(line, file=sys.stderr)
     return 1 if troubles else 0
@@ -570,8 +575,8 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def left(store: Store) -> str:
-    return f"{dlq.counted(store.audit()['dead'])} left."
+def left(store: Client) -> str:
+    return f"{dlq.counted(reading.audit(store).dead)} left."
 
 
 def as_json(job: Parked) -> dict[str, Any]:
@@ -592,7 +597,7 @@ def story_json(found: dlq.Story) -> dict[str, Any]:
     return {
         **facts_of(found),
         "headers": dlq.shown_headers(found.delivery),
-        "events": found.events,
+        "events": [event.as_json() for event in found.events],
         "trace": found.trace,
         "body": body,
     }
@@ -605,12 +610,9 @@ def facts_of(found: dlq.Story) -> dict[str, Any]:
         facts |= {"source": d.source, "event_type": d.event_type, "delivery_id": d.delivery_id}
         facts |= {"received_at": d.received_at, "size": len(d.body)}
     elif found.events:
-        told = found.events[-1]
-        facts |= {
-            "source": told["source"],
-            "event_type": told.get("event_type", ""),
-            "delivery_id": told.get("delivery_id", ""),
-        }
+        last = found.events[-1]
+        facts["source"] = last.source
+        facts |= {name: last.facts.get(name, "") for name in ("event_type", "delivery_id")}
         facts["received_at"] = arrived_at(found.id)
     if found.parked:
         facts |= {

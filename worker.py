@@ -40,9 +40,12 @@ from hookq.schemes import SCHEMES
 from hookq.settings import VERSION, Settings, add_flags, load
 from hookq.signing import Verifier
 from hookq.sources import Source
+from hookq.store import figures
 from hookq.store.boot import boot_check
 from hookq.store.connection import Away
-from hookq.store.store import LEASE_S, RENEW_S, Lease, Settled, Store
+from hookq.store.format import NewerData
+from hookq.store.jobs import LEASE_S, RENEW_S, Jobs
+from hookq.store.records import Lease, Settled, Times
 from hookq.work import routes
 from hookq.work.pool import BLOCK_MS, DRAIN_S, EX_SOFTWARE, MAX_PAUSE_S, PAUSE_S, Pool
 from hookq.work.python import BadHandler, Runner, stop_watch, watch_time
@@ -115,7 +118,7 @@ class Worker:
 
     def __init__(self, settings: Settings, name: str, signals: daemon.Signals) -> None:
         self.settings, self.name, self.signals = settings, name, signals
-        self.store = Store(settings.redis_url, name)
+        self.store = Jobs(settings.redis_url, name)
         self.routes: dict[str, Routes] = {}
         self.unloaded: dict[str, str] = {}  # sources whose handlers cannot be loaded, and why
         self.load_at = 0.0
@@ -145,18 +148,21 @@ class Worker:
         """Lease and work until a stop is asked for; then settle what is done and give back the
         rest.
         """
-        again, pause_s = True, PAUSE_S
+        again, pause_s, known = True, PAUSE_S, False
         # The first jobs are dated by it, too; later looks are the minder's, which tells of a step.
         if self.ahead_s is None:
             with contextlib.suppress(Away):
                 self.ahead_s = self.store.now() - time.monotonic()
         self._load()
-        self._start_pool()
         while not (self.signals.asked or self.full):
             self.polled_at = time.monotonic()
             if self.unloaded and self.polled_at >= self.load_at:
                 self._load()
             try:
+                if not known:
+                    self.store.check_format()
+                    self._start_pool()
+                    known = True
                 # what a lost connection left over: it must not be leased, and run, again
                 self._settle()
                 leases = self._lease(again)
@@ -164,6 +170,9 @@ class Worker:
                 self._is_away(False)
                 pause_s = PAUSE_S
                 self._work(leases)
+            except NewerData as error:
+                self.hand.close()
+                daemon.refuse_newer(str(error))
             except Away as error:
                 again = True  # a reply may have been lost: what it leased is ours
                 self.store.forget()
@@ -431,11 +440,9 @@ def attempt(
         ("attempt", max(0.0, ended - started)),
         ("delivery", max(0.0, ended - delivery.received_at)),
     )
-    counted = " ".join(
-        f"{bucket(name, seconds)} {int(1e6 * seconds)}" for name, seconds in durations
-    )
+    times = Times(*(n for name, s in durations for n in (bucket(name, s), int(1e6 * s))))
     if error is None:
-        return Settled(lease, "done", facts, counted=f"done {counted}")
+        return Settled(lease, "done", facts, label="done", times=times)
     facts["error"] = text_of(error)[:MAX_ERROR]
     facts["place"] = place_of(error)
     reason = ""
@@ -453,19 +460,12 @@ def attempt(
         )
         if delay is not None:
             label = "timeout" if isinstance(error, TimeLimit) else "retry"
-            return Settled(
-                lease,
-                "retry",
-                {**facts, "delay_s": round(delay, 3)},
-                delay_s=delay,
-                counted=f"{label} {counted}",
-            )
+            facts["delay_s"] = round(delay, 3)
+            return Settled(lease, "retry", facts, delay, label=label, times=times)
         reason = "max_attempts" if source else "no_source"
     label = "timeout" if isinstance(error, TimeLimit) else "dead"
     cause, trace = cause_of(reason, error, facts["place"]), trace_of(error)
-    return Settled(
-        lease, "dead", facts, reason=reason, cause=cause, trace=trace, counted=f"{label} {counted}"
-    )
+    return Settled(lease, "dead", facts, 0.0, reason, cause, trace, label, times)
 
 
 def _whole(
@@ -514,7 +514,7 @@ class Minder(threading.Thread):
     def __init__(self, worker: Worker) -> None:
         super().__init__(daemon=True)
         self.worker = worker
-        self.store = Store(worker.settings.redis_url, worker.name)
+        self.store = Jobs(worker.settings.redis_url, worker.name)
         self.looked_at = self.renewed_at = self.answered_at = self.idle_at = 0.0
         self.up_since = time.monotonic()
         self.epoch = ""
@@ -526,10 +526,16 @@ class Minder(threading.Thread):
     def run(self) -> None:
         settings = self.worker.settings
         boot_check(settings.redis_url, self.worker.name, settings.durability)
+        known = False
         while True:
             self._watchdog()
             try:
+                if not known:
+                    self.store.check_format()
+                    known = True
                 self._tick(time.monotonic())
+            except NewerData:
+                return  # the main loop ends the process
             except Away:  # the main loop says so; the next tick connects again
                 self.up_since = time.monotonic()
             # without a minder the leases run out under the handler: better a new process
@@ -601,11 +607,8 @@ class Minder(threading.Thread):
         ):
             self.idle_at = now
             redis_now = self.store.now()
-            old = {
-                name
-                for name, beat in self.store.workers().items()
-                if redis_now - beat["at"] > FORGET_S
-            }
+            beats = figures.workers(self.store)
+            old = {name for name, beat in beats.items() if redis_now - beat.at > FORGET_S}
             for name in holders - (gone or set()):
                 self._reclaim(name, 0.0 if gone is None and name in old else LEASE_S)
 

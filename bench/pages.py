@@ -18,14 +18,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import rig  # noqa: E402
+
 from hookq.job import Delivery, JobIds  # noqa: E402
+from hookq.store import dead  # noqa: E402
 from hookq.store.connection import Away  # noqa: E402
-from hookq.store.store import Settled, Store  # noqa: E402
+from hookq.store.jobs import Jobs  # noqa: E402
+from hookq.store.records import Settled  # noqa: E402
 
 LOGIN = {"Authorization": "Basic " + base64.b64encode(b"operator:a-password").decode()}
 
 
-def fill(store: Store, count: int) -> str:
+def fill(store: Jobs, count: int) -> str:
     """Bury `count` deliveries of 20 causes and 4 sources; return the id of the last."""
     ids, last = JobIds(1), ""
     for start in range(0, count, 500):
@@ -34,7 +38,7 @@ def fill(store: Store, count: int) -> str:
             Delivery(ids.make(now), f"s{n % 4}", f"d{n}", "push", now, b"", b'{"n":1}')
             for n in range(start, start + 500)
         ]
-        store.accept([(delivery, 60) for delivery in made])
+        rig.accept(store, [(delivery, 60) for delivery in made])
         leases = [lease for n in range(4) for lease in store.lease({f"s{n}": 200}, 100)]
         facts = {"attempt": 8, "of": 8, "error": "ValueError: no price in order"}
         store.settle(
@@ -94,7 +98,7 @@ def main() -> None:
             "DASHBOARD_PASSWORD": "a-password",
             "STATE_DIR": folder,
         }
-        store = Store(url, "bench")
+        store = Jobs(url, "bench")
         page = subprocess.Popen(
             [sys.executable, str(ROOT / "dashboard.py")], env=env, stdout=subprocess.DEVNULL
         )
@@ -106,7 +110,7 @@ def main() -> None:
                 except Away:
                     time.sleep(0.1)
             last = fill(store, count)
-            cause = store.causes()[0].id
+            cause = dead.causes(store)[0].id
             places = {
                 "overview": "",
                 "list": "/dead",

@@ -23,6 +23,10 @@ from pathlib import Path
 import load
 import redis
 
+from hookq.job import Delivery
+from hookq.store.accept import accept_packed
+from hookq.store.client import Client
+
 HERE = Path(__file__).resolve().parent
 ROOT, PEERS = HERE.parent, HERE / ".peers"
 SECRET = "a-secret-for-the-bench-only"
@@ -215,6 +219,15 @@ class Redis:
 
 
 # ---------------- loads
+
+
+def accept(client: Client, batch: Sequence[tuple[Delivery, int]]) -> None:
+    """Make a job of each (delivery, dedupe_s), as ingestion does."""
+    link = client.redis.connection_pool.get_connection()
+    link.send_packed_command([accept_packed(batch)])
+    for _ in range(len(batch) + 3):
+        link.read_response()
+    client.redis.connection_pool.release(link)
 
 
 def wrk(port: int, db: Redis, seconds: int, *, close: bool = False) -> Row:

@@ -24,7 +24,7 @@ import working
 from rig import Redis
 
 from hookq.job import Delivery
-from hookq.store.store import Store
+from hookq.store.client import Client
 
 JOBS, ANSWER_S, SLOW_S, QUICK = 20_000, 0.1, 0.5, 200
 HANDLERS = f"""
@@ -60,12 +60,12 @@ def source(name: str, handler: str, **more: object) -> str:
 
 def fill(db: Redis, name: str, jobs: int) -> None:
     """Make ready jobs of a source."""
-    store, (head, body) = Store(db.url, "fill"), working.delivery()
+    store, (head, body) = Client(db.url, "fill"), working.delivery()
     for start in range(0, jobs, 500):
         now, count = time.time(), min(500, jobs - start)
         ids = [working.IDS.make(now) for _ in range(count)]
         made = [Delivery(id, name, str(uuid.uuid4()), "push", now, head, body, 0, 1) for id in ids]
-        store.accept([(delivery, working.WEEK) for delivery in made])
+        rig.accept(store, [(delivery, working.WEEK) for delivery in made])
     store.close()
 
 

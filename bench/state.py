@@ -15,7 +15,8 @@ import rig
 import working
 from rig import SECRET, Redis, Row, Void
 
-from hookq.store.store import Settled, Store
+from hookq.store.jobs import Jobs
+from hookq.store.records import Settled
 
 TIMED = """import os, time
 
@@ -93,7 +94,7 @@ def _deliver(port: int, started: Path, count: int) -> Iterator[float]:
 
 def bury(db: Redis, count: int) -> None:
     """Make dead letters of 20 causes."""
-    store = Store(db.url, "fill")
+    store = Jobs(db.url, "fill")
     facts = {"attempt": 8, "of": 8, "error": "ValueError: no price in order"}
     for start in range(0, count, 500):
         working.fill(db, min(500, count - start), SMALL)

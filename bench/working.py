@@ -18,8 +18,8 @@ import rig
 from rig import PEERS, SECRET, Redis, Row
 
 from hookq.job import Delivery, JobIds
+from hookq.store.client import Client
 from hookq.store.keys import key
-from hookq.store.store import Store
 
 WEEK = 604_800
 IDS = JobIds(1)
@@ -127,16 +127,17 @@ def delivery(size: int = load.BODY_BYTES) -> tuple[bytes, bytes]:
 
 def fill(db: Redis, jobs: int, size: int = load.BODY_BYTES) -> None:
     """Make ready jobs of webhookd."""
-    store = Store(db.url, "fill")
+    store = Client(db.url, "fill")
     head, body = delivery(size)
     for start in range(0, jobs, 500):
         now = time.time()
         ids = [IDS.make(now) for _ in range(min(500, jobs - start))]
-        store.accept(
+        rig.accept(
+            store,
             [
                 (Delivery(id, "github", str(uuid.uuid4()), "push", now, head, body, 0, 1), WEEK)
                 for id in ids
-            ]
+            ],
         )
     store.close()
 

@@ -73,6 +73,12 @@ def refuse(problems: Sequence[str]) -> NoReturn:
     sys.exit(EX_SETTINGS)
 
 
+def refuse_newer(why: str) -> NoReturn:
+    """End beside the data of a newer version; `why` says what to do."""
+    log.event("redis.newer", "critical", why=why)
+    refuse([why])
+
+
 def add_check(parser: argparse._ActionsContainer) -> None:
     """Give `parser` the flag --check; with `settings` it checks those alone, not the handlers."""
     parser.add_argument(

@@ -60,6 +60,41 @@ REASONS: Final = ("max_attempts", "gave_up", "not_json", "killed_worker", "no_so
 # start costs a worker.
 MAX_DEATHS: Final = 3
 
+FORMAT: Final = "1"  # of a job in Redis
+
+
+class Field(NamedTuple):
+    """A field of a job. `first` is its value in a new job; None: the delivery brings it."""
+
+    name: str
+    kind: type
+    first: str | None = None
+
+
+# The one table of a job's fields: their names in Redis, in the spool, and of a Delivery. Made from
+# it at import: what accept sends (hookq/store/accept.py), FIELDS of the scripts and the names of
+# their places (scripts.py), decoding (records.py), and the columns of the spool (ingest/spool.py).
+#
+# To add a field: a row at the end, and the script that uses it. A delivery's field is an attribute
+# of Delivery, too, and a new column, so a new format of the spool. The order is that of entries in
+# Redis and never changes: jobs of older versions lack the last fields, which then read as empty.
+FIELDS: Final = (
+    Field("v", str, FORMAT),
+    Field("id", str),
+    Field("source", str),  # of an entry, the name of its stream
+    Field("delivery_id", str),
+    Field("event_type", str),
+    Field("received_at", float),
+    Field("attempt", int, "0"),
+    Field("deaths", int, "0"),
+    Field("suspect", int, "0"),
+    Field("head", bytes),
+    Field("body", bytes),
+    Field("secret", int),
+)
+ENTRY: Final = tuple(field for field in FIELDS if field.name != "source")
+BROUGHT: Final = tuple(field for field in FIELDS if field.first is None)
+
 # One field is looked for in a quarter of the time that `headers` takes to cut all of them.
 _CONTENT_TYPE: Final = re.compile(rb"(?im)^content-type:([^;\r\n]*)")
 _TRACEPARENT: Final = re.compile(
@@ -157,9 +192,8 @@ class Delivery(NamedTuple):
     head: bytes
     body: bytes
     attempt: int = 0
-    secret: int = (
-        0  # which of the source's secrets signed it, from 1, the newest first; 0 is not known
-    )
+    # Which of the source's secrets signed it, from 1, the newest first; 0 is not known.
+    secret: int = 0
 
     def __repr__(self) -> str:
         """Never head or body: what is printed ends in a log."""

@@ -30,8 +30,11 @@ from typing import Any
 from hookq import daemon, log
 from hookq.operate import supervisord
 from hookq.settings import EX_SETTINGS, VERSION, Invalid, Settings, load
+from hookq.store import figures
+from hookq.store.client import Client
 from hookq.store.connection import Away
-from hookq.store.store import Store
+from hookq.store.format import NewerData
+from hookq.store.records import Event
 
 PORT_WAIT_S = 15.0  # a stack that is just stopping needs a moment to let go
 STOP_GRACE_S = 10  # over the longest timeout_s, before a worker is killed
@@ -355,13 +358,13 @@ def follow(settings: Settings, supervisor: "subprocess.Popen[bytes]") -> None:
     """Say what happens to deliveries, a line each, until supervisord ends; not more than a person
     can read.
     """
-    store, last = Store(settings.redis_url, "launch", timeout_s=2.0), b""
+    store, last = Client(settings.redis_url, "launch", timeout_s=2.0), b""
     while supervisor.poll() is None:
         try:
-            newest, events = store.events_after(last, FOLLOWED + 1)
-            for id, event in events[:FOLLOWED]:
-                for line in told(id, event):
-                    say(f"{time.strftime('%H:%M:%S', time.localtime(event['at']))}  {line}")
+            newest, events = figures.events_after(store, last, FOLLOWED + 1)
+            for event in events[:FOLLOWED]:
+                for line in told(event):
+                    say(f"{time.strftime('%H:%M:%S', time.localtime(event.at))}  {line}")
             if len(events) > FOLLOWED:
                 say("          …  more than can be shown: see the dashboard")
             last = newest
@@ -370,29 +373,34 @@ def follow(settings: Settings, supervisor: "subprocess.Popen[bytes]") -> None:
         time.sleep(FOLLOW_S)
 
 
-def told(id: str, event: dict[str, Any]) -> list[str]:
+def told(event: Event) -> list[str]:
     """Return the lines of one event: --> for what came in, <-- for what became of it."""
     words = {"job.complete": "done", "job.reschedule": "retry", "job.bury": "dead"}
-    if event["event"] not in words:
+    if event.event not in words:
         return []
-    named = f"{event['source']}  {log.printable(event.get('event_type', ''))}  {id}"
-    attempt = f"{event.get('attempt', 0)}/{event.get('of', '?')}"
-    line = f"<--  {named}  {words[event['event']]:5}  {attempt}  {event.get('run_ms', 0):g} ms"
-    if event.get("error"):
-        line += f"  {log.printable(event['error'])[:120]}"
-    if event["event"] == "job.bury":
-        line += f"   .venv/bin/dlqctl --show {id}"
-    return [f"-->  {named}  accepted", line] if event.get("attempt") == 1 else [line]
+    facts = event.facts
+    named = f"{event.source}  {log.printable(facts.get('event_type', ''))}  {event.id}"
+    attempt = f"{facts.get('attempt', 0)}/{facts.get('of', '?')}"
+    line = f"<--  {named}  {words[event.event]:5}  {attempt}  {facts.get('run_ms', 0):g} ms"
+    if facts.get("error"):
+        line += f"  {log.printable(facts['error'])[:120]}"
+    if event.event == "job.bury":
+        line += f"   .venv/bin/dlqctl --show {event.id}"
+    return [f"-->  {named}  accepted", line] if facts.get("attempt") == 1 else [line]
 
 
 def describe_redis(settings: Settings) -> tuple[str, list[str]]:
     where = f"unix:{settings.state_dir}/redis.sock" if settings.redis_embedded else "REDIS_URL"
     try:
-        found, risks = Store(settings.redis_url, "launch").health(settings.durability)
+        client = Client(settings.redis_url, "launch")
+        client.check_format()
+        found, risks = figures.health(client, settings.durability)
     except Away as error:
         return where, [
             f"Redis cannot be used ({error}): start it, or set REDIS_URL to what is right."
         ]
+    except NewerData as error:
+        return where, [str(error)]
     facts = [found.pop("version"), *(f"{name}={value}" for name, value in found.items())]
     return "  ".join([where, *facts]), risks
 

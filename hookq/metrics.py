@@ -210,21 +210,21 @@ def gauges_of(
     no sample.
     """
     audit, now = status.audit, status.now
-    busy = sum(1 for beat in status.workers.values() if beat.get("job"))
+    busy = sum(1 for beat in status.workers.values() if beat.job)
     last = {
         (field.partition(":")[0], field.partition(":")[2]): at for field, at in status.last.items()
     }
-    sources = audit["sources"]
+    sources = audit.sources
     found: dict[str, list[Sample]] = {
         "webhookd_jobs": [
-            ({"source": name, "state": state}, row[state])
+            ({"source": name, "state": state}, getattr(row, state))
             for name, row in sources.items()
             for state in STATES
         ],
         "webhookd_oldest_job_age_seconds": [
             (
                 {"source": name, "state": state},
-                max(0.0, now - row[f"oldest_{state}"]) if row[f"oldest_{state}"] else 0.0,
+                max(0.0, now - oldest) if (oldest := getattr(row, f"oldest_{state}")) else 0.0,
             )
             for name, row in sources.items()
             for state in ("ready", "dead")
@@ -233,11 +233,9 @@ def gauges_of(
             ({"state": "busy"}, busy),
             ({"state": "idle"}, len(status.workers) - busy),
         ],
-        "webhookd_spooled": [({}, audit["spooled"])] if audit["spooled"] is not None else [],
-        "webhookd_spool_bytes": [({}, audit["spool_bytes"])]
-        if audit["spool_bytes"] is not None
-        else [],
-        "webhookd_ledger_gap": [({}, audit["gap"])],
+        "webhookd_spooled": [({}, audit.spooled)] if audit.spooled is not None else [],
+        "webhookd_spool_bytes": [({}, audit.spool_bytes)] if audit.spool_bytes is not None else [],
+        "webhookd_ledger_gap": [({}, audit.gap)],
         "webhookd_secret_last_used_timestamp_seconds": [
             ({"source": rest.partition(":")[0], "secret": rest.partition(":")[2]}, at)
             for (name, rest), at in sorted(last.items())

@@ -27,13 +27,12 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from conftest import ROOT, free_port, signed
+from conftest import ROOT, Store, free_port, signed
 from test_faults import Proxy
 from test_stack import Stack
 
 from hookq.operate.supervisord import NoSupervisor, programs
 from hookq.store.connection import Away
-from hookq.store.store import Store
 
 HANDLER = """
 import json, os, pathlib, signal, time
@@ -201,7 +200,7 @@ class Chaos:
         while not self.ended.wait(0.1):
             with suppress(Away):
                 self.samples += 1
-                self.gaps += self.redis.audit()["gap"] != 0
+                self.gaps += self.redis.audit().gap != 0
 
     def strike(self):
         """Do one thing, as the dice say, to one process or to all."""

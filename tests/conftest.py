@@ -24,7 +24,12 @@ from hookq import log
 from hookq.job import Delivery, JobIds
 from hookq.schemes import SCHEMES
 from hookq.signing import Verifier, sign
-from hookq.store.store import Act, Search, Store
+from hookq.store import accept as packing
+from hookq.store import dead as dead_letters
+from hookq.store import figures, reading
+from hookq.store.connection import reaching
+from hookq.store.jobs import Jobs
+from hookq.store.records import Act, Search
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "a-secret-of-the-tests-7f3a91"
@@ -47,6 +52,36 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def accept(client, batch):
+    """Accept each (delivery, dedupe_s) in one transaction, as ingestion sends it; return the ids of
+    their jobs. Another id than the delivery's own says that it is a duplicate of that job.
+    """
+    with reaching():
+        link = client.redis.connection_pool.get_connection()
+        try:
+            link.send_packed_command([packing.accept_packed(batch)])
+            *_, ids = [link.read_response() for _ in range(len(batch) + 3)]
+        except BaseException:
+            link.disconnect()  # replies may be left in it
+            raise
+        finally:
+            client.redis.connection_pool.release(link)
+    return packing.accepted(ids)
+
+
+class Store(Jobs):
+    """All that can be done with jobs, by one client: what no program may, and tests do."""
+
+    accept = accept
+
+
+# What the programs call as functions of a client.
+for room in (dead_letters, reading, figures):
+    for verb in vars(room).values():
+        if getattr(verb, "__module__", "") == room.__name__:
+            setattr(Store, verb.__name__, verb)
 
 
 class Redis:

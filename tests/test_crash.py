@@ -9,12 +9,12 @@ the work without doubling it.
 import contextlib
 
 import pytest
-from conftest import accepted, act, delivery
+from conftest import Store, accepted, act, delivery
 from redis import RedisError
 
 from hookq.store.connection import Away
 from hookq.store.keys import PREFIX, key
-from hookq.store.store import Settled, Store
+from hookq.store.records import Settled
 
 
 class Died(OSError):
@@ -133,7 +133,7 @@ TRIPS = range(1, 9)  # more than any verb makes: the connection's own set-up cou
 def whole(store):
     """Assert that nothing is lost, doubled or half done."""
     audit = store.audit()
-    assert audit["gap"] == 0 and store.orphans() == []
+    assert audit.gap == 0 and store.orphans() == []
     ids = [store.redis.hget(name, "id") for name in store.redis.scan_iter(key("job", "*"))]
     for source in store.sources():
         ids += [values[b"id"] for _, values in store.redis.xrange(key("ready", source))]
@@ -168,10 +168,10 @@ def test_verb_cut_off_leaves_the_state_before_or_after_it(store, redis_server, n
             verb(store, made)
     audit = whole(store)
     if wanted:
-        assert {name: audit[name] for name in wanted} == wanted
+        assert {name: getattr(audit, name) for name in wanted} == wanted
     # by rank: the first may have been put back before the reply was lost, and then the next is
     else:
-        assert audit["ready"] in (1, 2) and audit["ready"] + audit["dead"] == 3
+        assert audit.ready in (1, 2) and audit.ready + audit.dead == 3
 
 
 @pytest.mark.parametrize("name", VERBS)

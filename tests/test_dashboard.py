@@ -21,7 +21,7 @@ from conftest import ROOT, accepted, dead_ids, free_port, until
 from hookq.operate import dlq
 from hookq.schemes import SCHEMES
 from hookq.store.keys import key
-from hookq.store.store import Settled
+from hookq.store.records import Settled
 
 LOGIN = {"Authorization": "Basic " + base64.b64encode(b"operator:a-password").decode()}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -339,7 +339,7 @@ def test_all_that_match_are_asked_for_and_later_ones_are_not_touched(page, store
     bury(store, cause="B", error="B: no")
     cause = next(c.id for c in store.causes() if c.cause == "A")
     status, text, _ = page.submit("discard", [("scope", "match"), ("cause", cause)])
-    assert status == 200 and "3 dead letters" in text and store.audit()["dead"] == 4
+    assert status == 200 and "3 dead letters" in text and store.audit().dead == 4
     later = bury(store, cause="A", error="A: no")
     fields = [
         (name, html.unescape(value))
@@ -354,14 +354,14 @@ def test_all_that_match_are_asked_for_and_later_ones_are_not_touched(page, store
     batch = re.search(r'name="batch" value="([0-9a-f]{8})"', text)[1]
     assert "cause " + cause in text
     page.submit("restore", [("batch", batch)])
-    assert {d.id for d in made} <= set(dead_ids(store)) and store.audit()["gap"] == 0
+    assert {d.id for d in made} <= set(dead_ids(store)) and store.audit().gap == 0
 
 
 def test_two_operators_at_once_are_each_told_the_truth(page, store):
     made = bury(store)
     assert "Put%20back" in page.post("retry", made.id)[2]["location"]
     assert "somebody%20else" in page.post("discard", made.id)[2]["location"]
-    assert store.audit()["ready"] == 1
+    assert store.audit().ready == 1
 
 
 def test_page_and_command_select_count_and_act_alike(page, store, redis_server, tmp_path):
@@ -419,8 +419,8 @@ def test_page_and_command_select_count_and_act_alike(page, store, redis_server, 
     ]
     assert command("--retry", "all", "--cause", cause)["retried"] == [made[n].id for n in (0, 3, 6)]
     page.submit("discard", [("scope", "match"), ("source", "s1"), ("confirm", "yes")])
-    acts = [(name, count, act.by) for _, name, count, act, _ in store.acts(9)]
-    assert acts == [("discard", 6, "page"), ("retry", 3, "command")] and store.audit()["gap"] == 0
+    acts = [(deed.name, deed.total, deed.act.by) for deed in store.acts(9)]
+    assert acts == [("discard", 6, "page"), ("retry", 3, "command")] and store.audit().gap == 0
 
 
 def test_numbers_come_as_server_sent_events(page, store):
@@ -502,10 +502,10 @@ def test_guesses_at_the_password_are_slowed_down(page):
 def test_retry_by_post_puts_it_back_and_get_does_not(page, store):
     made = bury(store)
     assert page.ask(path=f"/dashboard/retry?id={made.id}")[0] == 405
-    assert store.audit()["dead"] == 1
+    assert store.audit().dead == 1
     status, _, headers = page.post("retry", made.id)
     assert status == 303 and "Put%20back" in headers["location"]
-    assert (store.audit()["ready"], store.audit()["gap"]) == (1, 0)
+    assert (store.audit().ready, store.audit().gap) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -521,7 +521,7 @@ def test_retry_by_post_puts_it_back_and_get_does_not(page, store):
 def test_form_of_another_page_changes_nothing(page, store, token, headers):
     made = bury(store)
     assert page.post("retry", made.id, token, headers)[0] == 403
-    assert store.audit()["dead"] == 1
+    assert store.audit().dead == 1
 
 
 def test_id_that_is_no_dead_letter_is_told(page, store):

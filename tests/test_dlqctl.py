@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, accepted, dead_ids
+from conftest import ROOT, Store, accepted, dead_ids
 
-from hookq.store.store import Settled, Store
+from hookq.store.records import Settled
 
 HOSTILE = "<b>\x1b]0;owned\x07 $name ‮ \r\n'\""
 
@@ -118,7 +118,7 @@ def test_retry_puts_the_numbered_one_back_and_names_it(dlqctl, store):
         done.returncode == 0 and made[1].id in done.stdout and "2 dead letters left" in done.stdout
     )
     assert [lease.delivery.id for lease in store.lease({"github": 9}, 100)] == [made[1].id]
-    assert store.audit()["gap"] == 0
+    assert store.audit().gap == 0
 
 
 @pytest.mark.parametrize(
@@ -151,22 +151,22 @@ def test_retry_all_puts_every_one_back_and_asks_above_100(dlqctl, store):
     assert dlqctl("--retry", "all").returncode == 4
     done = dlqctl("--retry", "all", "--json", stdin="y\n")
     assert len(json.loads(done.stdout)["retried"]) == 120
-    assert (store.audit()["ready"], store.audit()["gap"]) == (120, 0)
+    assert (store.audit().ready, store.audit().gap) == (120, 0)
 
 
 def test_flush_at_the_end_of_input_changes_nothing(dlqctl, store):
     bury(store)
     for answer in ("", "n\n", "yess\n", "\n"):
         assert dlqctl("--flush", stdin=answer).returncode == 4
-    assert store.audit()["dead"] == 1
+    assert store.audit().dead == 1
 
 
 def test_flush_and_undo_bring_everything_back(dlqctl, store):
     made = bury(store, 3)
     batch = json.loads(dlqctl("--flush", "--json", "--yes").stdout)["batch"]
-    assert (store.audit()["dead"], store.audit()["discarded"], store.audit()["gap"]) == (0, 3, 0)
+    assert (store.audit().dead, store.audit().discarded, store.audit().gap) == (0, 3, 0)
     assert dlqctl("--undo", batch).returncode == 0
-    assert dead_ids(store) == [d.id for d in made] and store.audit()["gap"] == 0
+    assert dead_ids(store) == [d.id for d in made] and store.audit().gap == 0
     assert dlqctl("--undo", batch).returncode == 3
 
 
@@ -236,7 +236,7 @@ def test_two_people_retrying_the_same_number_put_it_back_once(redis_server, stor
     codes = sorted((p.communicate(timeout=20), p.returncode)[1] for p in both)
     assert codes == [0, 3]
     audit = Store(redis_server.url, "probe").audit()
-    assert (audit["ready"], audit["dead"], audit["gap"]) == (1, 0, 0) and made
+    assert (audit.ready, audit.dead, audit.gap) == (1, 0, 0) and made
 
 
 @pytest.mark.parametrize(
@@ -252,15 +252,13 @@ def test_two_people_retrying_the_same_number_put_it_back_once(redis_server, stor
 )
 def test_option_that_would_be_ignored_is_refused(dlqctl, store, args):
     bury(store, 2)
-    assert dlqctl(*args).returncode == 2 and store.audit()["dead"] == 2
+    assert dlqctl(*args).returncode == 2 and store.audit().dead == 2
 
 
 def test_dry_run_of_a_number_that_is_not_there_does_nothing(dlqctl, store):
     bury(store)
     assert dlqctl("--retry", "5", "--dry-run").returncode == 3
-    assert (
-        dlqctl("--retry", "0", "--dry-run", "--json").returncode == 0 and store.audit()["dead"] == 1
-    )
+    assert dlqctl("--retry", "0", "--dry-run", "--json").returncode == 0 and store.audit().dead == 1
 
 
 @pytest.mark.parametrize(

@@ -82,4 +82,4 @@ def test_forward_example_is_passed_what_it_verifies(store, example, tmp_path):
         service.send_signal(signal.SIGKILL)
         service.stdout.close()
         service.wait()
-    assert until(lambda: store.audit()["gap"] == 0)
+    assert until(lambda: store.audit().gap == 0)

@@ -33,6 +33,7 @@ from conftest import (
     SECRET,
     Client,
     Redis,
+    Store,
     accepted,
     act,
     ask,
@@ -51,8 +52,10 @@ from hookq.ingest.spool import Spool
 from hookq.operate.supervisord import programs
 from hookq.settings import load
 from hookq.store.connection import Away
-from hookq.store.keys import SCRIPTS, key
-from hookq.store.store import GROUP, LEASE_S, Settled, Store
+from hookq.store.jobs import LEASE_S
+from hookq.store.keys import GROUP, key
+from hookq.store.records import Settled
+from hookq.store.scripts import SCRIPTS
 
 stack, short = test_stack.stack, test_webhookd.short
 
@@ -217,7 +220,7 @@ def test_workers_killed_at_random_lose_nothing_and_repeat_one_job_each_R4(store,
         made += accepted(store, 60, body=b"short")
         victim = until(lambda crew=workers: [w for w in crew if w.events("process.start")])[0]
         moment = time.monotonic() + dice.uniform(0.1, 0.5)
-        until(lambda moment=moment: gaps.append(store.audit()["gap"]) or time.monotonic() > moment)
+        until(lambda moment=moment: gaps.append(store.audit().gap) or time.monotonic() > moment)
         victim.end(signal.SIGKILL)
         workers = [w for w in workers if w is not victim] + [crew()]
     settled(store, 60, done=len(made), ready=0, leased=0)
@@ -279,14 +282,14 @@ def test_lease_decides_where_listing_the_clients_is_not_allowed_R5(
     until(crew.starts)
     victim.end(signal.SIGKILL)
     until(
-        lambda: minder._tick(time.monotonic()) or store.audit()["ready"],
+        lambda: minder._tick(time.monotonic()) or store.audit().ready,
         what="the lease has run out",
     )
     assert time.monotonic() - began > 1.5
     (taken,) = living._lease(False)
     assert (taken.delivery.id, taken.deaths) == (lost.id, 1)
     assert (
-        store.audit()["leased"] == 2 and store.metrics()["reclaimed:github"] == 1
+        store.audit().leased == 2 and store.metrics()["reclaimed:github"] == 1
     )  # the living one kept its own
     store.redis.execute_command("ACL", "DELUSER", "limited")
     living.store.close(), minder.store.close()
@@ -324,7 +327,7 @@ def test_worker_frozen_past_its_lease_changes_nothing_when_it_is_back_R5(
     assert [line["id"] for line in program.saw("lease.lost")] == [job.id]
     assert state() == before and store.metrics()["refused_settles"] == 1
     assert other.settle([Settled(held, "done", {"attempt": 2})]) == [True]
-    assert store.audit()["done"] == 1 and store.audit()["gap"] == 0
+    assert store.audit().done == 1 and store.audit().gap == 0
 
 
 def test_job_that_kills_three_workers_costs_no_job_beside_it_a_death_R9(store, crew):
@@ -338,7 +341,7 @@ def test_job_that_kills_three_workers_costs_no_job_beside_it_a_death_R9(store, c
         workers.extend(
             crew() for _ in range(2 - sum(program.process.poll() is None for program in workers))
         )
-        return store.audit()["dead"]
+        return store.audit().dead
 
     until(buried, 60)
     settled(store, 30, done=len(beside), dead=1, ready=0, leased=0)
@@ -369,11 +372,11 @@ def test_killed_redis_comes_back_and_everything_goes_on_R1(stack):
             os.kill(pids(stack)["redis"], signal.SIGKILL)
             until(lambda: audit_of(store) is None, 10, "it is away")
             more(codes)
-            done = until(lambda: audit_of(store), 20, "it answers again")["done"]
+            done = until(lambda: audit_of(store), 20, "it answers again").done
             until(
                 lambda done=done: (
                     Spool(stack.folder / "v/spool.db", 0).size()[0] == 0
-                    and store.audit()["done"] > done + 100
+                    and store.audit().done > done + 100
                 ),
                 5,
             )
@@ -449,7 +452,7 @@ def test_accept_whose_reply_was_lost_is_one_job_through_spool_and_drain_R6(
         until(lambda n=n: proxy.lost == 2 * n + 2, what=f"both were lost of {n}")
     until(lambda: Spool(tmp_path / "spool.db", 0).size() == (0, 0))
     audit = store.audit()
-    assert (audit["accepted"], audit["ready"], audit["gap"]) == (20, 20, 0)
+    assert (audit.accepted, audit.ready, audit.gap) == (20, 20, 0)
     assert sorted(
         values[b"id"].decode() for _, values in store.redis.xrange(key("ready", "github"))
     ) == sorted(ids)
@@ -462,7 +465,7 @@ def test_settle_whose_reply_was_lost_is_settled_once_R5(store, crew, proxy):
     wanted = Counter(done=1, retry=0, dead=0)
     for n in range(20):
         body = (b"short", b"give up", b"fail once")[n % 3]
-        proxy.mark, proxy.left = SCRIPTS["settle"][0].encode(), 1
+        proxy.mark, proxy.left = SCRIPTS["settle"].sha.encode(), 1
         accepted(store, body=body)
         wanted["dead" if body == b"give up" else "done"] += 1
         until(lambda n=n: proxy.lost == n + 1)
@@ -493,7 +496,7 @@ def test_thousand_posts_of_one_delivery_to_two_processes_make_one_job_R6(serve, 
         {body for _, _, body in again}
     ) == 40
     audit = store.audit()
-    assert (audit["accepted"], audit["ready"], audit["gap"]) == (41, 41, 0)
+    assert (audit.accepted, audit.ready, audit.gap) == (41, 41, 0)
 
 
 def test_job_put_back_is_not_stopped_by_its_own_delivery_id_R6(serve, store, crew):

@@ -7,7 +7,7 @@ from conftest import NOW, accepted, act, delivery
 
 from hookq.job import ABSENT, DEAD, DISCARDED, DONE, LEASED, MOVES, READY, RETRY, Headers, JobIds
 from hookq.store.connection import Away
-from hookq.store.store import Lease, Settled
+from hookq.store.records import Lease, Settled
 
 STATES = [ABSENT, READY, LEASED, RETRY, DEAD, DONE, DISCARDED]
 VERBS = sorted({verb for _, verb in MOVES})
@@ -32,8 +32,8 @@ def bring(store, state):
 
 def state_of(store, made):
     audit, found = store.audit(), store.locate(made.id)
-    counted = [state for state in STATES[1:] if audit[state]]
-    assert len(counted) <= 1 and audit["gap"] == 0
+    counted = [state for state in STATES[1:] if getattr(audit, state)]
+    assert len(counted) <= 1 and audit.gap == 0
     assert not found or [found[made.id]] == counted
     return counted[0] if counted else ABSENT
 

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hookq import metrics
 from hookq.metrics import BUCKETS, METRICS
-from hookq.store.store import Settled
+from hookq.store.records import Settled, Times
 
 page, stack = test_dashboard.page, test_stack.stack
 ALERTS, GRAFANA = ROOT / "ops/alerts.yml", ROOT / "ops/grafana.json"
@@ -47,10 +47,13 @@ def one(found, name, **labels):
     return found[name, tuple(sorted(labels.items()))]
 
 
-def run(store, outcome="done", counted="done 0 1000 3 400000 2 700000"):
+TIMES = Times(0, 1000, 3, 400000, 2, 700000)
+
+
+def run(store, outcome="done", label="done", times=TIMES):
     lease = store.lease({"github": 1}, 100)[0]
     reason = {"reason": "gave_up", "cause": "x"} if outcome == "dead" else {}
-    store.settle([Settled(lease, outcome, {"attempt": 1}, counted=counted, **reason)])
+    store.settle([Settled(lease, outcome, {"attempt": 1}, label=label, times=times, **reason)])
 
 
 def test_every_series_that_is_known_starts_at_0(page, store):
@@ -84,8 +87,8 @@ def test_every_metric_of_the_table_is_exported_under_its_type_and_nothing_else(p
 def test_counts_follow_the_jobs_through_their_states(page, store):
     accepted(store, 4)
     run(store)
-    run(store, "retry", "timeout 8 9000000 11 99000000 9 99000000")
-    run(store, "dead", "dead 1 60000 1 20000 1 200000")
+    run(store, "retry", "timeout", Times(8, 9000000, 11, 99000000, 9, 99000000))
+    run(store, "dead", "dead", Times(1, 60000, 1, 20000, 1, 200000))
     found = scraped(page)
     states = {
         state: one(found, "webhookd_jobs", source="github", state=state)
@@ -121,7 +124,9 @@ def test_settle_that_was_refused_is_not_counted(page, store, other):
     accepted(store)
     lease = store.lease({"github": 1}, 100)[0]
     other.reclaim("w1")
-    store.settle([Settled(lease, "done", {"attempt": 1}, counted="done 0 1 0 1 0 1")])
+    store.settle(
+        [Settled(lease, "done", {"attempt": 1}, label="done", times=Times(0, 1, 0, 1, 0, 1))]
+    )
     assert one(scraped(page), "webhookd_attempts_total", source="github", outcome="done") == 0
 
 

@@ -532,11 +532,11 @@ def test_event_types_are_worked_on_by_the_first_rule_that_fits(store, running, s
     ).read_text() == "other"
     told = {
         job.event_type: next(
-            event for _, event in store.events(job.id) if event["event"] == "job.complete"
+            event for event in store.events(job.id) if event.event == "job.complete"
         )
         for job in jobs
     }
-    assert told["ping"]["ignored"] and told["pull_request"]["answer"]["status"] == 200
+    assert told["ping"].facts["ignored"] and told["pull_request"].facts["answer"]["status"] == 200
 
 
 @pytest.mark.parametrize("concurrency", [1, 20])
@@ -569,10 +569,10 @@ def test_long_job_in_python_keeps_no_job_from_its_url(store, running, served, tm
     (tmp_path / "webhooks.toml").write_text(TOML + f'handler = "h.py:f"\n{url}')
     running("worker.py").saw("process.start")
     accepted(store)
-    until(lambda: store.audit()["leased"] == 1)
+    until(lambda: store.audit().leased == 1)
     accepted(store, 20, source="url")
-    until(lambda: store.audit()["done"] == 20, 2.5, "done while the other is in hand")
-    assert store.audit()["leased"] == 1
+    until(lambda: store.audit().done == 20, 2.5, "done while the other is in hand")
+    assert store.audit().leased == 1
 
 
 def test_quick_jobs_wait_for_the_slow_job_in_hand_and_no_other(store, running, tmp_path):
@@ -583,10 +583,10 @@ def test_quick_jobs_wait_for_the_slow_job_in_hand_and_no_other(store, running, t
     (tmp_path / "webhooks.toml").write_text(TOML + f'handler = "h.py:slow"\n{quick}')
     accepted(store, 8)
     running("worker.py")
-    until(lambda: store.audit()["done"] >= 1, what="the first slow job is done")
+    until(lambda: store.audit().done >= 1, what="the first slow job is done")
     accepted(store, 100, source="quick")
     settled(store, done=108)
-    ended = [event["source"] for _, event in store.latest_events(200)][::-1]
+    ended = [event.source for event in store.latest_events(200)][::-1]
     last_quick = len(ended) - ended[::-1].index("quick")
     assert ended[:last_quick].count("github") <= 2, "the one before, and the one in hand"
 
@@ -620,7 +620,7 @@ def test_stop_waits_for_what_runs_beside_and_settles_it(store, running, tmp_path
     until((tmp_path / "begun").exists)
     assert program.end(signal.SIGTERM) == 0
     audit = store.audit()
-    assert audit["done"] == 2 and audit["leased"] == 0 and audit["ready"] == 4 and audit["gap"] == 0
+    assert audit.done == 2 and audit.leased == 0 and audit.ready == 4 and audit.gap == 0
 
 
 def test_failures_outside_are_told_to_the_operator_in_a_sentence(store, running, served, tmp_path):

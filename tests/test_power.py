@@ -27,6 +27,7 @@ from conftest import (
     SECRET,
     Program,
     Redis,
+    Store,
     accepted,
     ask,
     delivery,
@@ -41,7 +42,6 @@ from test_faults import hammer, more
 from hookq.ingest.spool import Spool
 from hookq.operate.supervisord import programs
 from hookq.store.keys import key
-from hookq.store.store import Store
 
 stack = test_stack.stack
 FIRE = bool(os.environ.get("FIRE"))
@@ -198,7 +198,7 @@ def check(folder, acked):
                 name.decode().rpartition(":")[2] for name in store.redis.scan_iter(key("seen", "*"))
             }
             assert marks == set(kept), marks ^ set(kept)
-            assert store.audit()["gap"] == 0 and store.orphans() == []
+            assert store.audit().gap == 0 and store.orphans() == []
     finally:
         server.stop()
     lost = [
@@ -288,8 +288,8 @@ def test_append_only_file_cut_inside_an_accept_keeps_all_of_it_or_nothing_R4(pri
                     assert marks == set(jobs) and all(jobs.values()), (
                         f"cut at {cut - begin} of {end - begin}"
                     )
-                    found[cut] = store.audit()["accepted"]
-                    assert store.audit()["gap"] == 0 and found[cut] == len(jobs)
+                    found[cut] = store.audit().accepted
+                    assert store.audit().gap == 0 and found[cut] == len(jobs)
             finally:
                 server.stop()
     assert set(found.values()) == {3, 6} and (found[begin], found[end]) == (3, 6)
@@ -358,4 +358,4 @@ def test_slow_disk_of_the_spool_delays_answers_and_loses_none_R1(
     until(lambda: Spool(tmp_path / "state/spool.db", 0).size()[0] == 0, 20, "the spool is drained")
     assert Counter(codes) == {202: len(codes)}
     with closing(Store(private_redis.url, "w1")) as found:
-        assert found.audit()["accepted"] == len(codes) and found.audit()["gap"] == 0
+        assert found.audit().accepted == len(codes) and found.audit().gap == 0

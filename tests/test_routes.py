@@ -134,9 +134,9 @@ def test_jobs_of_a_handler_that_cannot_be_loaded_wait_and_others_run(
     program = running("worker.py")
     (job,) = accepted(store, source="bad")
     accepted(store, source="good")
-    until(lambda: store.audit()["done"] == 1)
+    until(lambda: store.audit().done == 1)
     assert [line["source"] for line in program.saw("handler.failed")] == ["bad"]
-    assert store.audit()["ready"] == 1 and store.delivery(job.id).attempt == 0
+    assert store.audit().ready == 1 and store.delivery(job.id).attempt == 0
 
 
 @pytest.mark.parametrize("handler", ["h.py:f", "./run.sh"])
@@ -154,7 +154,7 @@ def test_handler_that_is_mended_is_loaded_without_a_restart(
     (tmp_path / "run.sh").write_text("#!/bin/sh\n")
     (tmp_path / "run.sh").chmod(0o755)
     program.saw("handler.loaded")
-    until(lambda: store.audit()["done"] == 1)
+    until(lambda: store.audit().done == 1)
 
 
 def test_settings_are_read_without_the_rooms_that_load_handlers():

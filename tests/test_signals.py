@@ -16,13 +16,12 @@ from contextlib import closing, suppress
 
 import pytest
 import test_stack
-from conftest import SECRET, Program, Redis, accepted, free_port, is_ready, until
+from conftest import SECRET, Program, Redis, Store, accepted, free_port, is_ready, until
 from test_faults import hammer, more, pids
 
 import worker
 from hookq.settings import load
-from hookq.store.keys import key
-from hookq.store.store import GROUP, Store
+from hookq.store.keys import GROUP, key
 
 stack = test_stack.stack
 # A clock that a file sets. libfaketime would do the same, but hangs Debian's Redis: its allocator
@@ -169,13 +168,13 @@ def test_clock_set_by_an_hour_loses_nothing_and_keeps_leases_R4(tmp_path, monkey
             before = store.now()
             accepted(store, body=b"slow")
             until(
-                lambda: any(beat.get("job") for beat in store.workers().values()),
+                lambda: any(beat.job for beat in store.workers().values()),
                 what="one worker has it",
             )
             clock.step(step_s)
             until(lambda: abs(store.now() - before - step_s) < 60, what="Redis has the new time")
             more(codes, 300)
-            busy = next(name for name, beat in store.workers().items() if beat.get("job"))
+            busy = next(name for name, beat in store.workers().items() if beat.job)
             victim = next(w for w in workers if w.saw("process.start")[0]["worker"] != busy)
             victim.end(signal.SIGKILL)
             until(
@@ -184,16 +183,14 @@ def test_clock_set_by_an_hour_loses_nothing_and_keeps_leases_R4(tmp_path, monkey
                 "it is found to be gone",
             )
             more(codes, 100)
-            until(lambda: store.audit()["done"] >= len(codes), 20)
+            until(lambda: store.audit().done >= len(codes), 20)
         assert Counter(codes) == {202: len(codes)}
         with closing(Store(server.url, "probe")) as store:
-            audit = until(
-                lambda: (a := store.audit())["ready"] + a["leased"] + a["retry"] == 0 and a, 20
-            )
+            audit = until(lambda: (a := store.audit()).ready + a.leased + a.retry == 0 and a, 20)
             assert (
-                audit["gap"] == 0
-                and audit["dead"] == 0
-                and audit["done"] == len(codes) + 1 == audit["accepted"]
+                audit.gap == 0
+                and audit.dead == 0
+                and audit.done == len(codes) + 1 == audit.accepted
             )
             assert not [
                 line for worker in workers for line in worker.events("lease.lost")
@@ -226,7 +223,7 @@ def test_clock_of_redis_that_is_set_takes_no_lease_from_the_living_R5(
             if renewed:
                 other.renew({"github": [held.entry]})
             minder._tick(time.monotonic())
-        return store.audit()["leased"]
+        return store.audit().leased
 
     assert ticks(2.5, renewed=True) == 1
     now = minder.store.now
@@ -237,7 +234,7 @@ def test_clock_of_redis_that_is_set_takes_no_lease_from_the_living_R5(
     assert ticks(0.7, renewed=False) == 1
     assert ticks(2.5, renewed=True) == 1
     until(
-        lambda: minder._tick(time.monotonic()) or store.audit()["ready"],
+        lambda: minder._tick(time.monotonic()) or store.audit().ready,
         10,
         "one that is not renewed runs out all the same",
     )

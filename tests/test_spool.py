@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, delivery, until
 
-from hookq.ingest.spool import ROOM, ROW_BYTES, Spool, SpoolFailed
+from hookq.ingest.spool import ADD, OLDEST, ROOM, ROW_BYTES, SCHEMA, Spool, SpoolFailed
 
 MB = 1 << 20
 # A child has `spool`, `one(id)` makes an entry of a batch, `patient` asks again while others hold
@@ -353,16 +353,16 @@ def spoil(path, how):
 def test_malformed_file_is_refused_and_left_as_it_is(spool, how):
     spoil(spool.path, how)
     before = spool.path.read_bytes()
+    why = r"spool\.db cannot be used: it is malformed, or no spool: move it away"
+    if how == "version":
+        why = r"spool\.db was written by a newer webhookd \(format 2; this one knows 1\)"
     for call in (
         lambda: spool.accept(batch()),
         lambda: spool.oldest(9, MB),
         lambda: spool.remove([1]),
         spool.size,
     ):
-        with pytest.raises(
-            SpoolFailed,
-            match=r"spool\.db cannot be used: it is malformed, or no spool: move it away",
-        ):
+        with pytest.raises(SpoolFailed, match=why):
             call()
     assert spool.path.read_bytes() == before
     move_away(spool)
@@ -479,3 +479,24 @@ def test_reader_in_the_way_delays_the_giving_back_but_not_the_drain(spool):
         assert time.monotonic() - began < 2
         assert on_disk(spool) == grown > 30_000_000 and wal.stat().st_mtime_ns == written_at
     assert spool.oldest(1, 1) == [] and on_disk(spool) < MB
+
+
+def test_sql_is_that_of_every_spool_so_far():
+    # A spool outlives an update of webhookd: what the table of a job's fields makes must fit it.
+    def flat(text):
+        return " ".join(text.split())
+
+    assert (
+        "CREATE TABLE spool (row INTEGER PRIMARY KEY AUTOINCREMENT, bytes INTEGER NOT NULL, "
+        "dedupe_s INTEGER NOT NULL, id TEXT NOT NULL, source TEXT NOT NULL, "
+        "delivery_id TEXT NOT NULL, event_type TEXT NOT NULL, received_at REAL NOT NULL, "
+        "head BLOB NOT NULL, body BLOB NOT NULL, secret INTEGER NOT NULL);"
+    ) in flat(SCHEMA)
+    assert flat(ADD) == (
+        "INSERT INTO spool (bytes, dedupe_s, id, source, delivery_id, event_type, received_at, "
+        "head, body, secret) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    )
+    assert flat(OLDEST) == (
+        "SELECT row, bytes, dedupe_s, id, source, delivery_id, event_type, received_at, head, "
+        "body, 0, secret FROM spool ORDER BY row LIMIT ?"
+    )

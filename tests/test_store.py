@@ -1,19 +1,25 @@
 """The store, verb by verb, against a real Redis. Names cite the rules of the design that they hold."""
 
+import ast
 import json
+import re
+import select
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_type_hints
 
 import hiredis
 import pytest
-from conftest import accepted, act, dead, dead_ids, delivery, until
+from conftest import ROOT, Store, accepted, act, dead, dead_ids, delivery, until
+from house import CODE, parsed
 
 from hookq.ingest.intake import Intake
-from hookq.job import MAX_DEATHS
+from hookq.job import BROUGHT, ENTRY, FIELDS, MAX_DEATHS, Delivery
+from hookq.store import keys
 from hookq.store.connection import Away
-from hookq.store.keys import SCRIPTS, key
-from hookq.store.store import Settled, Store
+from hookq.store.keys import key
+from hookq.store.records import Settled
 
 WEEK = 604_800
 BINARY = bytes(range(256)) * 3
@@ -49,7 +55,7 @@ def state(store):
 def balanced(store):
     """After every test: nothing lost, nothing doubled, no orphan."""
     yield
-    assert store.audit()["gap"] == 0 and store.orphans() == []
+    assert store.audit().gap == 0 and store.orphans() == []
 
 
 # ---------------- accept
@@ -59,13 +65,13 @@ def test_accept_same_delivery_again_is_a_duplicate_of_the_first_R6(store):
     first, second = delivery(delivery_id="x"), delivery(delivery_id="x")
     assert store.accept([(first, WEEK)]) == [first.id]
     assert store.accept([(second, WEEK)]) == [first.id]
-    assert store.audit()["accepted"] == 1
+    assert store.audit().accepted == 1
 
 
 def test_accept_same_delivery_twice_in_one_batch_makes_one_job_R6(store):
     first, second = delivery(delivery_id="x"), delivery(delivery_id="x")
     assert store.accept([(first, WEEK), (second, WEEK)]) == [first.id, first.id]
-    assert store.audit()["ready"] == 1
+    assert store.audit().ready == 1
 
 
 def test_accept_same_id_from_two_sources_makes_two_jobs(store):
@@ -78,7 +84,7 @@ def test_accept_after_a_lost_reply_counts_once_and_says_accepted_R6(store, deliv
     made = delivery(delivery_id=delivery_id)
     for _ in range(3):
         assert store.accept([(made, dedupe_s)]) == [made.id]
-    assert (store.audit()["accepted"], store.audit()["ready"]) == (1, 1)
+    assert (store.audit().accepted, store.audit().ready) == (1, 1)
 
 
 def test_accept_without_a_delivery_id_never_deduplicates_R6(store):
@@ -96,7 +102,7 @@ def test_accept_same_delivery_from_16_threads_makes_one_job_R6(store, redis_serv
 
     with ThreadPoolExecutor(16) as pool:
         assert len(set(pool.map(send, range(64)))) == 1
-    assert store.audit()["accepted"] == 1
+    assert store.audit().accepted == 1
 
 
 def test_accept_marks_expire_and_survive_the_job(store):
@@ -158,9 +164,9 @@ def test_settle_ends_the_lease_in_one_place(store, outcome):
     held = lease(store)[0]
     assert store.settle([Settled(held, outcome, {"attempt": 1}, reason="gave_up")]) == [True]
     audit = store.audit()
-    assert [name for name in ("ready", "leased", "retry", "dead", "done") if audit[name]] == [
-        outcome
-    ]
+    assert [
+        name for name in ("ready", "leased", "retry", "dead", "done") if getattr(audit, name)
+    ] == [outcome]
 
 
 @pytest.mark.parametrize("outcome", ["done", "retry", "dead", "ready"])
@@ -181,14 +187,14 @@ def test_settle_after_a_redrive_is_refused_too_R5(store, other):
     other.settle([Settled(lease(other)[0], "dead", {"attempt": 1}, reason="gave_up")])
     other.redrive_rank(0, act())
     assert store.settle([Settled(late, "done", {"attempt": 1})]) == [False]
-    assert store.audit()["ready"] == 1
+    assert store.audit().ready == 1
 
 
 def test_settle_twice_counts_once(store):
     accepted(store)
     held = lease(store)[0]
     assert [store.settle([Settled(held, "done")]) for _ in range(2)] == [[True], [False]]
-    assert store.audit()["done"] == 1
+    assert store.audit().done == 1
 
 
 def test_settle_of_a_batch_refuses_only_the_lost_ones(store, other):
@@ -352,7 +358,7 @@ def test_redrive_rank_that_somebody_else_moved_meanwhile_says_so(store, other):
     store.redis.pipeline = slow
     with pytest.raises(LookupError):
         store.redrive_rank(0, act())
-    assert dead_ids(store) == [ids[1]] and store.audit()["ready"] == 1
+    assert dead_ids(store) == [ids[1]] and store.audit().ready == 1
 
 
 def test_redrive_and_discard_skip_what_is_no_dead_letter(store):
@@ -417,7 +423,7 @@ def test_full_redis_refuses_whole_batches_and_can_still_be_drained(small_redis):
         for _ in range(200):
             store.accept([(delivery(body=b"x" * 50_000), WEEK) for _ in range(4)])
     full = store.audit()
-    assert full["gap"] == 0 and full["accepted"] % 4 == 0
+    assert full.gap == 0 and full.accepted % 4 == 0
     held = store.lease({"github": 20}, 100)
     outcomes = ["retry", "dead", "ready", "done"]
     assert all(
@@ -429,9 +435,15 @@ def test_full_redis_refuses_whole_batches_and_can_still_be_drained(small_redis):
         )
     )
     assert store.promote() and store.reclaim("nobody") == []
+    store.beat({"pid": 7})
+    store.announce(None)
+    assert store.gone(set()) == set()
+    letters = dead_ids(store)
+    assert store.discard(letters, act()) == store.restore(letters, act()) == letters
+    assert store.redrive(letters, act()) == letters
     while held := store.lease({"github": 20}, 1):
         store.settle([Settled(h, "done", {"attempt": 1}) for h in held])
-    assert store.audit()["gap"] == 0 and store.accept([(d := delivery(), WEEK)]) == [d.id]
+    assert store.audit().gap == 0 and store.accept([(d := delivery(), WEEK)]) == [d.id]
     store.close()
 
 
@@ -451,7 +463,7 @@ def intake(redis_server):
 def answers(intake, count):
     found = []
     while len(found) < count:
-        intake.wait(5)
+        select.select([intake.sock], [], [], 5)
         found += intake.received()
     return found
 
@@ -477,7 +489,7 @@ def test_intake_sends_what_the_socket_does_not_take_at_once(intake, store):
 def test_intake_goes_on_when_redis_has_forgotten_its_scripts(intake, store):
     store.redis.script_flush()
     intake.submit([(made := delivery(), WEEK)], None, "kept")
-    assert answers(intake, 1) == [("kept", [made.id])] and store.audit()["gap"] == 0
+    assert answers(intake, 1) == [("kept", [made.id])] and store.audit().gap == 0
 
 
 def test_intake_is_not_up_as_long_as_the_replicas_that_are_asked_for_are_missing(redis_server):
@@ -495,12 +507,12 @@ def test_intake_is_not_up_as_long_as_the_replicas_that_are_asked_for_are_missing
 def test_batch_counts_when_as_many_replicas_confirm_as_are_asked_for(intake, store, reply):
     batches = [[(delivery(), WEEK)] for _ in range(2)]
     text = "return 1" if reply == 1 else "return {0, 1}"
-    intake.replicas, intake._wait = 1, hiredis.pack_command(("EVAL", text, "0"))
+    intake.replicas.count, intake.replicas.packed = 1, hiredis.pack_command(("EVAL", text, "0"))
     for name, batch in enumerate(batches):
         intake.submit(batch, None, name)
         intake.say({"pid": name})
     assert answers(intake, 2) == [(n, [d.id for d, _ in batch]) for n, batch in enumerate(batches)]
-    intake.replicas = 2
+    intake.replicas.count = 2
     intake.submit([(delivery(), WEEK)], None, "not confirmed")
     with pytest.raises(Away, match="DURABILITY asks for 2"):
         answers(intake, 1)
@@ -529,9 +541,9 @@ def test_ingestion_of_a_host_that_is_silent_is_remembered_and_of_one_that_is_hea
     until(lambda: woken and one.adopt())
     for facts, names in ((HERE, {"ingest-a-4-w", "ingest-b-2-y"}), (None, {"ingest-b-2-y"})):
         one.say(facts)
-        one.wait(5)
+        select.select([one.sock], [], [], 5)
         assert list(one.received()) == [] and set(store.ingestion()) == names
-    assert store.ingestion()["ingest-b-2-y"]["host"] == "b"
+    assert store.ingestion()["ingest-b-2-y"].host == "b"
     one.failed("the test is over")
 
 
@@ -577,7 +589,7 @@ def test_accept_of_new_and_known_in_one_batch_leaves_one_entry_for_each_job_R6(s
         for name in ("github", "partner")
         for _, values in store.redis.xrange(key("ready", name))
     ]
-    assert sorted(entries) == sorted(ids) and store.audit()["gap"] == 0
+    assert sorted(entries) == sorted(ids) and store.audit().gap == 0
 
 
 def test_intake_on_a_full_redis_does_not_come_up(small_redis):
@@ -588,12 +600,6 @@ def test_intake_on_a_full_redis_does_not_come_up(small_redis):
     intake.start()
     until(lambda: "memory" in intake.why)
     assert not intake.adopt()
-
-
-def test_scripts_that_settle_or_free_run_when_memory_is_full_and_accept_does_not():
-    verbs = ("settle", "promote", "reclaim", "redrive", "discard", "restore", "beat", "announce")
-    assert all("allow-oom" in SCRIPTS[verb][1].splitlines()[0] for verb in verbs)
-    assert SCRIPTS["accept"][1].splitlines()[0] == "#!lua"
 
 
 def test_orphan_among_the_dead_is_told_and_hangs_nobody(store):
@@ -626,7 +632,7 @@ def test_settle_with_a_delay_that_is_no_number_changes_nothing(store):
                     Settled(held[1], "retry", {"attempt": 1}, delay),
                 ]
             )
-    assert (store.audit()["leased"], store.audit()["gap"], store.orphans()) == (2, 0, [])
+    assert (store.audit().leased, store.audit().gap, store.orphans()) == (2, 0, [])
 
 
 def test_duplicate_asked_for_again_hears_the_same_whatever_the_window(store):
@@ -717,7 +723,7 @@ def test_jobs_of_the_previous_format_go_through_every_move(store):
     ]
     again = {lease.delivery.id: lease.delivery for lease in store.lease({"github": 4}, 100)}
     assert again == {job.id: job._replace(attempt=int(job is jobs[1])) for job in jobs[1:]}
-    assert store.reclaim("w1")[0][2] == "ready" and store.audit()["gap"] == 0
+    assert store.reclaim("w1")[0][2] == "ready" and store.audit().gap == 0
 
 
 def test_job_of_a_newer_format_is_neither_run_nor_changed_nor_lost(store, other):
@@ -728,7 +734,7 @@ def test_job_of_a_newer_format_is_neither_run_nor_changed_nor_lost(store, other)
     assert not lease.known and lease.entry == entry
     assert other.reclaim("w1") == [] and other.reclaim("w1", idle_s=0.001) == []
     assert store.redis.xrange(key("ready", "github")) == before
-    assert store.audit()["leased"] == 1 and store.audit()["gap"] == 0 and store.orphans() == []
+    assert store.audit().leased == 1 and store.audit().gap == 0 and store.orphans() == []
     store.redis.hset(key("job", "parked"), mapping={"v": 2, "id": "parked", "source": "github"})
     for name in ("retry", "dead"):
         store.redis.zadd(key(name), {"parked": 1})
@@ -738,3 +744,64 @@ def test_job_of_a_newer_format_is_neither_run_nor_changed_nor_lost(store, other)
         and store.redis.hget(key("job", "parked"), "v") == b"2"
     )
     store.redis.delete(key("job", "parked"), key("retry"), key("dead"))
+
+
+# ---------------- one table of keys, one of a job's fields
+
+TABLE = (keys.__doc__, re.compile(r"^    \{hookq\}:(\w+)(:?)", re.M))
+LUA = {path.stem: path.read_text() for path in (ROOT / "hookq/store/lua").glob("*.lua")}
+SPELLED = re.compile(r"P \.\. '(\w+)(:?)'")
+
+
+def keys_of_python(path):
+    """Yield (first word, whether more follows) of each key that a file makes."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "key":
+            first, *more = node.args
+            assert isinstance(first, ast.Constant), f"{path}:{node.lineno}: its first word varies"
+            yield first.value, bool(more)
+
+
+def test_table_has_every_key_that_is_spelled_and_no_other():
+    spelled = {row for path in CODE for row in keys_of_python(path)}
+    for name, text in LUA.items():
+        assert len(SPELLED.findall(text)) == text.count("P .."), f"{name}: a first word varies"
+        spelled |= {(word, bool(colon)) for word, colon in SPELLED.findall(text)}
+    text, row = TABLE
+    assert spelled == {(word, bool(colon)) for word, colon in row.findall(text)}
+
+
+def test_key_of_redis_is_in_the_table_whatever_was_done(store):
+    ids = bury(store, 3)
+    store.redrive([ids[0]], act())
+    store.discard([ids[1]], act())
+    accepted(store)
+    store.settle([Settled(held, "retry", {"attempt": 1}, 60) for held in lease(store, 1)])
+    store.announce(lease(store, 1)[0])
+    store.beat({"pid": 7})
+    store.epoch()
+    store.gone({"missing"})
+    text, row = TABLE
+    rows = [line.split() for line in text.splitlines() if row.match(line)]
+    types = {(cells[0].split(":")[1], cells[0].count(":") > 1): cells[1].lower() for cells in rows}
+    for name in store.redis.scan_iter("*"):
+        _, word, *more = name.decode().split(":")
+        assert store.redis.type(name).decode() == types[word, bool(more)], name
+    store.redis.delete(key("hand"))
+
+
+def test_field_of_the_table_is_one_of_a_delivery_or_has_its_first_value():
+    brought = {field.name: field.kind for field in BROUGHT}
+    assert brought | {"attempt": int} == get_type_hints(Delivery)
+    assert all(field.first is not None for field in FIELDS if field.name not in Delivery._fields)
+
+
+def test_entry_has_the_fields_of_the_table_in_their_order(store):
+    (made,) = accepted(store, body=BINARY, secret=2)
+    ((_, fields),) = store.redis.xrange(key("ready", "github"))
+    assert list(fields) == [field.name.encode() for field in ENTRY]
+    (held,) = lease(store)
+    assert held.delivery == made
+    store.settle([Settled(held, "ready")])
+    ((_, again),) = store.redis.xrange(key("ready", "github"))
+    assert list(again.items()) == list(fields.items())

@@ -15,7 +15,19 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from conftest import ROOT, SECRET, Client, ask, fill, free_port, is_ready, request, signed, until
+from conftest import (
+    ROOT,
+    SECRET,
+    Client,
+    Store,
+    ask,
+    fill,
+    free_port,
+    is_ready,
+    request,
+    signed,
+    until,
+)
 
 from hookq import daemon
 from hookq.ingest import door, loop
@@ -26,7 +38,6 @@ from hookq.ingest.spool import Spool
 from hookq.settings import load
 from hookq.store.connection import Away
 from hookq.store.keys import key
-from hookq.store.store import Store
 
 GOOD = "HTTP/1.1 202 Accepted"
 SOURCES = '[sources.github]\nscheme = "github"\nsecrets = ["env:WEBHOOK_SECRET"]\n'
@@ -70,7 +81,7 @@ def test_delivery_with_trailing_garbage_is_accepted_and_the_garbage_refused(port
         assert client.answer()[0] == GOOD
         assert client.answer()[0].startswith("HTTP/1.1 400")
         assert client.rest() == b""
-    assert store.audit()["accepted"] == 1
+    assert store.audit().accepted == 1
 
 
 def test_pipelined_requests_are_answered_in_their_order(port, store):
@@ -192,7 +203,7 @@ def test_request_that_is_no_delivery_gets_its_code_and_reason(port, store, data,
     line, _, body = ask(port, data)
     answer = json.loads(body)
     assert (int(line[9:12]), answer) == (code, {"status": "rejected", "id": None, "reason": reason})
-    assert store.audit()["accepted"] == 0
+    assert store.audit().accepted == 0
 
 
 @pytest.mark.parametrize(
@@ -298,10 +309,13 @@ def spool_of(tmp_path):
 def drained(store, tmp_path, **wanted):
     """Wait until the spool is empty and the audit says what is wanted."""
     until(
-        lambda: spool_of(tmp_path).size() == (0, 0) and wanted.items() <= store.audit().items(),
+        lambda: (
+            spool_of(tmp_path).size() == (0, 0)
+            and wanted.items() <= store.audit()._asdict().items()
+        ),
         what=store.audit(),
     )
-    assert store.audit()["gap"] == 0
+    assert store.audit().gap == 0
 
 
 def test_redis_away_goes_to_the_spool_and_is_drained_without_a_restart_R1(
@@ -592,7 +606,7 @@ def test_stop_finishes_what_was_begun_and_ends(serve, store, number):
         line, headers, _ = client.send(data[-3:]).answer()
         assert line == GOOD and headers["connection"] == "close"
         assert program.process.wait(10) == 0
-    assert store.audit()["accepted"] == 1 and "Traceback" not in program.text
+    assert store.audit().accepted == 1 and "Traceback" not in program.text
 
 
 def test_hup_starts_anew_in_the_same_process_with_the_settings_of_now(serve, tmp_path):
@@ -874,7 +888,7 @@ def test_spool_that_cannot_be_written_is_drained_once_and_counted_once(
     lock.execute("BEGIN IMMEDIATE")
     private_redis.start()
     store = Store(private_redis.url, "probe")
-    until(lambda: store.audit()["accepted"] == 5)
+    until(lambda: store.audit().accepted == 5)
     program.saw("spool.failed")
     lock.execute("ROLLBACK")
     lock.close()

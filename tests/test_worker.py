@@ -9,7 +9,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import NOW, SECRET, accepted, act, dead, dead_ids, delivery, fill, until
+from conftest import NOW, SECRET, Store, accepted, act, dead, dead_ids, delivery, fill, until
 
 import worker
 from hookq import GiveUp, Retry, daemon
@@ -20,7 +20,7 @@ from hookq.settings import load
 from hookq.signing import Verifier
 from hookq.sources import Source
 from hookq.store.keys import key
-from hookq.store.store import Lease, Settled, Store
+from hookq.store.records import Lease, Settled
 from hookq.work.python import in_process
 from hookq.work.routes import Route
 
@@ -118,7 +118,7 @@ def test_error_that_cannot_be_told_still_settles_its_job(store, error, attempt):
     accepted(store)
     found = run(fail(error), attempt)._replace(lease=store.lease({"github": 1}, 100)[0])
     assert store.settle([found]) == [True]
-    assert store.audit()["retry"] + store.audit()["dead"] == 1 and store.orphans() == []
+    assert store.audit().retry + store.audit().dead == 1 and store.orphans() == []
 
 
 def test_handler_that_returns_something_to_await_did_not_do_its_work():
@@ -216,10 +216,12 @@ def work(running, tmp_path):
 def settled(store, limit_s=15, **wanted):
     def same():
         found = store.audit()
-        return found if all(found[name] == value for name, value in wanted.items()) else None
+        return (
+            found if all(getattr(found, name) == value for name, value in wanted.items()) else None
+        )
 
     found = until(same, limit_s, f"{wanted}, now {store.audit()}")
-    assert found["gap"] == 0
+    assert found.gap == 0
     return found
 
 
@@ -260,7 +262,7 @@ def test_stop_finishes_the_job_in_hand_and_gives_the_rest_back(store, work):
     (work.folder / "go").touch()
     assert program.process.wait(10) == 0
     audit = store.audit()
-    assert (audit["done"], audit["ready"], audit["leased"], audit["gap"]) == (1, 5, 0, 0)
+    assert (audit.done, audit.ready, audit.leased, audit.gap) == (1, 5, 0, 0)
 
 
 def test_hup_starts_anew_with_the_handler_of_now(store, work):
@@ -316,7 +318,7 @@ def test_frozen_worker_that_lost_its_lease_settles_nothing_R5(store, work):
     program.process.send_signal(signal.SIGCONT)
     program.saw("lease.lost")
     audit = store.audit()
-    assert (audit["done"], audit["dead"], audit["gap"]) == (0, 1, 0)
+    assert (audit.done, audit.dead, audit.gap) == (0, 1, 0)
 
 
 def test_job_that_kills_its_workers_is_buried_after_three_starts_and_its_neighbours_are_done_R9(
@@ -327,8 +329,8 @@ def test_job_that_kills_its_workers_is_buried_after_three_starts_and_its_neighbo
     accepted(store, 3)
     program = work()
     for _ in range(20):
-        until(lambda now=program: now.process.poll() is not None or store.audit()["dead"], 15)
-        if store.audit()["dead"]:
+        until(lambda now=program: now.process.poll() is not None or store.audit().dead, 15)
+        if store.audit().dead:
             break
         program = work()
     settled(store, done=6, dead=1, ready=0, leased=0)
@@ -340,7 +342,7 @@ def test_handler_stuck_in_c_code_costs_the_process_not_the_job_R7(store, work):
     program = work(timeout_s=0.2)
     accepted(store, body=b"stuck")
     assert program.process.wait(30) not in (0, None)
-    assert store.audit()["leased"] == 1 and store.audit()["gap"] == 0
+    assert store.audit().leased == 1 and store.audit().gap == 0
 
 
 def test_restarted_redis_is_found_again_without_a_restart(private_redis, work):
@@ -384,7 +386,7 @@ def test_minder_lives_through_a_renewal(store, work, monkeypatch):
     program = work()
     accepted(store, body=b"wait")
     until(work.starts)
-    until(lambda: any(beat["job"] for beat in store.workers().values()))
+    until(lambda: any(beat.job for beat in store.workers().values()))
     (work.folder / "go").touch()
     settled(store, done=1)
     assert not program.events("worker.failed")
@@ -436,7 +438,7 @@ def test_backlog_of_quick_jobs_is_leased_and_settled_while_they_run(quick, store
     )
     ends_after(quick, 200)
     quick.run()
-    assert quick.ran == made and store.audit()["done"] == 200 and not quick.held
+    assert quick.ran == made and store.audit().done == 200 and not quick.held
     assert len(asked) > 3 and sum(asked) > 60
 
 
@@ -462,10 +464,10 @@ def test_redis_lost_during_a_backlog_loses_and_repeats_nothing_R6(
     quick.run()
     audit = store.audit()
     assert sorted(quick.ran) == made and (
-        audit["done"],
-        audit["ready"],
-        audit["leased"],
-        audit["gap"],
+        audit.done,
+        audit.ready,
+        audit.leased,
+        audit.gap,
     ) == (200, 0, 0, 0)
 
 
@@ -479,7 +481,7 @@ def test_redis_that_has_forgotten_its_scripts_during_a_backlog_is_not_away(quick
         handle(delivery) or (len(quick.ran) == 200 and setattr(quick.signals, "asked", True))
     )
     quick.run()
-    assert store.audit()["done"] == 200 and not [name for name, _ in quiet if name == "redis.away"]
+    assert store.audit().done == 200 and not [name for name, _ in quiet if name == "redis.away"]
 
 
 def test_stop_during_a_backlog_gives_back_what_was_leased_ahead(quick, store):
@@ -488,10 +490,10 @@ def test_stop_during_a_backlog_gives_back_what_was_leased_ahead(quick, store):
     quick.run()
     audit = store.audit()
     assert len(quick.ran) == 120 and (
-        audit["done"],
-        audit["ready"],
-        audit["leased"],
-        audit["gap"],
+        audit.done,
+        audit.ready,
+        audit.leased,
+        audit.gap,
     ) == (120, 80, 0, 0)
 
 
@@ -501,7 +503,7 @@ def test_slow_jobs_are_not_leased_ahead(quick, store, monkeypatch):
     quick.mean_s = 0.02
     ends_after(quick, 20)
     quick.run()
-    assert store.audit()["done"] == 20
+    assert store.audit().done == 20
 
 
 def test_source_without_a_handler_logs_its_jobs_and_buries_what_does_not_parse(store, running):
@@ -544,7 +546,7 @@ def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(
     minder.answered_at = time.monotonic()
     minder._watchdog()
     faulthandler.cancel_dump_traceback_later()
-    assert ended == [] and store.audit()["done"] == 1
+    assert ended == [] and store.audit().done == 1
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["in turn", "beside"])
@@ -566,7 +568,7 @@ def test_worker_whose_memory_is_gone_starts_anew_wherever_the_job_ran(
     made.routes["github"] = always(lambda _job, _limit_s: (MemoryError(), {}), waits)
     accepted(store)
     made.run()  # it ends by itself, after the job is settled
-    assert store.audit()["retry"] == 1 and made.full
+    assert store.audit().retry == 1 and made.full
     made.store.close()
 
 
@@ -576,9 +578,9 @@ def test_worker_tells_of_jobs_that_only_a_newer_version_knows_and_runs_the_other
     accepted(store)
     program = work()
     assert program.saw("job.unknown")[0]["jobs"] == 1
-    until(lambda: store.audit()["done"] == 1)
+    until(lambda: store.audit().done == 1)
     assert program.end() == 0 and "Traceback" not in program.text
-    assert store.audit()["leased"] == 1
+    assert store.audit().leased == 1
 
 
 def test_worker_does_its_duties_while_memory_is_full(small_redis, work):
@@ -589,8 +591,8 @@ def test_worker_does_its_duties_while_memory_is_full(small_redis, work):
     store.settle([Settled(leases[1], "dead", {"attempt": 1}, reason="gave_up")])
     fill(store)
     work(redis=small_redis)
-    until(lambda: store.audit()["done"] == 1, what="the retry is promoted and run")
+    until(lambda: store.audit().done == 1, what="the retry is promoted and run")
     assert store.redrive_rank(0, act()) == leases[1].delivery.id
-    until(lambda: store.audit()["done"] == 2, what="the one put back is run")
-    assert store.audit()["gap"] == 0
+    until(lambda: store.audit().done == 2, what="the one put back is run")
+    assert store.audit().gap == 0
     store.close()

@@ -11,6 +11,7 @@ fails: a sender that repeats one is answered as a duplicate (R6).
 """
 
 import contextlib
+import functools
 import json
 import os
 import ssl
@@ -25,7 +26,9 @@ import redis
 from hookq.job import Delivery
 from hookq.store.accept import accept_packed, accepted
 from hookq.store.connection import Away, connect, reaching
-from hookq.store.keys import PREFIX, SCRIPTS, host_of
+from hookq.store.format import NewerData, check_format
+from hookq.store.keys import PREFIX, host_of
+from hookq.store.scripts import SCRIPTS
 
 # The slowest disk that is waited for: the longest body then has 3.5 s instead of 1 s.
 SLOW_DISK_BYTES_S: Final = 10 << 20
@@ -56,11 +59,11 @@ class Heartbeat:
         self.ahead_s = 0.0
 
     def packed(self) -> bytes:
-        """Return here.lua as it is sent. It writes, so that replicas have something to confirm."""
+        """Return it as it is sent. It writes, so that replicas have something to confirm."""
         facts = json.dumps(self.facts) if self.facts is not None else ""
         words: tuple[Any, ...] = (
             "EVAL",
-            SCRIPTS["here"][1],
+            SCRIPTS["beat_ingestion"].text,
             "1",
             PREFIX,
             self.host,
@@ -167,6 +170,7 @@ class Intake:
             with reaching():
                 link = self._client.connection_pool.make_connection()
                 link.connect()
+                check_format(functools.partial(_ask, link))
                 # An empty batch is refused as a full one is: no memory, read-only, disk error.
                 link.send_packed_command([accept_packed([]), self.heartbeat.packed()])
                 for _ in range(3):
@@ -177,7 +181,8 @@ class Intake:
                 link._sock.setblocking(False)
             self._made = link
         except Exception as error:  # whatever it is: the loop must hear of it, and try again
-            self.why = str(error) if isinstance(error, Away) else f"{type(error).__name__}: {error}"
+            known = isinstance(error, Away | NewerData)
+            self.why = str(error) if known else f"{type(error).__name__}: {error}"
             with contextlib.suppress(Exception):
                 link.disconnect() if link else None
         finally:
@@ -287,3 +292,9 @@ class Intake:
         """Tell whether a batch, or a heartbeat, has waited longer than the limit of a command."""
         batch_by = self._batches[0][0] if self._batches else FOREVER
         return now > min(self.heartbeat.answer_by, batch_by)
+
+
+def _ask(link: Any, *words: Any) -> Any:
+    """Send one command and return its reply."""
+    link.send_command(*words)
+    return link.read_response()

@@ -21,10 +21,11 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from hookq.job import Delivery
+from hookq.job import BROUGHT, Delivery
 
 WAIT_S: Final = 0.5  # ingestion has one thread: while it waits here, all of its connections wait
 ROW_BYTES: Final = (
@@ -35,17 +36,21 @@ KEPT: Final = 1024  # pages of 4 KiB that an empty spool may keep of the disk, a
 # stops this much earlier.
 ROOM: Final = 16 << 20
 
+FORMAT: Final = 1  # of the file
+
 # AUTOINCREMENT: the number of a removed row never comes again. Two processes may drain the same
 # rows, and the later one must not remove what came since. The first number is random for the same
 # reason: a row of a file that was moved away is none of the file that took its place. WAL comes
 # last: until then each commit is in the file itself.
-SCHEMA: Final = """
+#
+# The columns are what a delivery brings, by the table in hookq/job.py: SQL made of constants.
+TYPES: Final = {str: "TEXT", int: "INTEGER", float: "REAL", bytes: "BLOB"}
+COLUMNS: Final = ", ".join(f"{field.name} {TYPES[field.kind]} NOT NULL" for field in BROUGHT)
+SCHEMA: Final = f"""
 PRAGMA auto_vacuum = NONE; PRAGMA synchronous = FULL;
 BEGIN;
 CREATE TABLE spool (row INTEGER PRIMARY KEY AUTOINCREMENT, bytes INTEGER NOT NULL,
-    dedupe_s INTEGER NOT NULL, id TEXT NOT NULL, source TEXT NOT NULL, delivery_id TEXT NOT NULL,
-    event_type TEXT NOT NULL, received_at REAL NOT NULL, head BLOB NOT NULL, body BLOB NOT NULL,
-    secret INTEGER NOT NULL);
+    dedupe_s INTEGER NOT NULL, {COLUMNS});
 INSERT INTO sqlite_sequence VALUES ('spool', abs(random() % (1 << 30)) << 32);
 CREATE TABLE total (deliveries INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO total VALUES (0, 0);
@@ -53,22 +58,24 @@ CREATE TRIGGER came AFTER INSERT ON spool BEGIN
     UPDATE total SET deliveries = deliveries + 1, bytes = bytes + new.bytes; END;
 CREATE TRIGGER went AFTER DELETE ON spool BEGIN
     UPDATE total SET deliveries = deliveries - 1, bytes = bytes - old.bytes; END;
-PRAGMA user_version = 1;
+PRAGMA user_version = {FORMAT};
 COMMIT;
 PRAGMA journal_mode = WAL;
-"""
+"""  # noqa: S608
 # Debian's SQLite overwrites what is deleted with zeroes unless told otherwise: a drain took four
 # times as long.
 SETTINGS: Final = f"""
 PRAGMA synchronous = FULL; PRAGMA secure_delete = FAST; PRAGMA temp_store = MEMORY;
 PRAGMA wal_autocheckpoint = {KEPT}; PRAGMA journal_size_limit = {KEPT * 4096};
 """
-ADD: Final = """INSERT INTO spool
-    (bytes, dedupe_s, id, source, delivery_id, event_type, received_at, head, body, secret)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-OLDEST: Final = """SELECT
-    row, bytes, dedupe_s, id, source, delivery_id, event_type, received_at, head, body, 0, secret
-    FROM spool ORDER BY row LIMIT ?"""
+NAMES: Final = tuple(field.name for field in BROUGHT)
+ADD: Final = f"""INSERT INTO spool (bytes, dedupe_s, {", ".join(NAMES)})
+    VALUES (?, ?, {", ".join("?" * len(NAMES))})"""  # noqa: S608
+# In the order of a Delivery's attributes, so that a row makes one; nothing of it was attempted yet.
+OLDEST: Final = f"""SELECT row, bytes, dedupe_s,
+    {", ".join(name if name in NAMES else "0" for name in Delivery._fields)}
+    FROM spool ORDER BY row LIMIT ?"""  # noqa: S608
+_values: Final = attrgetter(*NAMES)
 TOTAL: Final = "SELECT deliveries, bytes FROM total"
 
 REFUSED: Final = "this process may not open or write it"
@@ -116,19 +123,7 @@ class Spool:
         promised when it raises.
         """
         rows = [
-            (
-                len(d.head) + len(d.body) + ROW_BYTES,
-                dedupe_s,
-                d.id,
-                d.source,
-                d.delivery_id,
-                d.event_type,
-                d.received_at,
-                d.head,
-                d.body,
-                d.secret,
-            )
-            for d, dedupe_s in batch
+            (len(d.head) + len(d.body) + ROW_BYTES, dedupe_s, *_values(d)) for d, dedupe_s in batch
         ]
         coming = sum(row[0] for row in rows)
         with self._guard():
@@ -255,7 +250,14 @@ class Spool:
             )
             self._db, self._inode = db, (found.st_dev, found.st_ino)
             db.executescript(SETTINGS)
-            if db.execute("PRAGMA user_version").fetchone() != (1,):
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version > FORMAT:
+                self.close()
+                raise SpoolFailed(
+                    f"The spool {self.path} was written by a newer webhookd (format {version}; "
+                    f"this one knows {FORMAT}): start the newer version."
+                )
+            if version != FORMAT:
                 raise sqlite3.DatabaseError
         return self._db
 

@@ -18,7 +18,10 @@ from typing import Any, Final, NamedTuple
 from hookq import log
 from hookq.ingest.spool import Spool, SpoolFailed
 from hookq.job import Delivery, Headers, header_lines
-from hookq.store.store import CHUNK, NEVER, Act, Cause, Parked, Search, Store
+from hookq.store import dead, reading
+from hookq.store.client import Client
+from hookq.store.dead import CHUNK
+from hookq.store.records import NEVER, Act, Cause, Event, Ledger, Parked, Search
 
 # 8 characters of hex: an act is undone by typing this, so it is short; 24 h of acts do not collide.
 ACT_BYTES: Final = 4
@@ -61,24 +64,20 @@ class Story:
     delivery: Delivery | None
     parked: Parked | None
     trace: str
-    events: list[dict[str, Any]]
+    events: list[Event]
 
 
-def audit(store: Store, state_dir: Path) -> dict[str, Any]:
-    """Return the ledger of Redis and this machine's spool together. `spooled` is None when the
-    spool cannot be read, and `spool_why` says why then: it is never called empty.
+def audit(store: Client, state_dir: Path) -> Ledger:
+    """Return the ledger of Redis and this machine's spool together: `accepted` counts both. A spool
+    that cannot be read is never called empty.
     """
-    found = store.audit()
+    ledger = reading.audit(store)
     try:
-        spooled, found["spool_bytes"] = spool_size(state_dir)
-        return {
-            **found,
-            "accepted": found["accepted"] + spooled,
-            "spooled": spooled,
-            "spool_why": "",
-        }
+        spooled, spool_bytes = spool_size(state_dir)
     except SpoolFailed as error:
-        return {**found, "spooled": None, "spool_bytes": None, "spool_why": str(error)}
+        return ledger._replace(spool_why=str(error))
+    accepted = ledger.accepted + spooled
+    return ledger._replace(accepted=accepted, spooled=spooled, spool_bytes=spool_bytes)
 
 
 def spool_size(state_dir: Path) -> tuple[int, int]:
@@ -146,7 +145,7 @@ def words(search: Search) -> str:
 
 
 def select(
-    store: Store,
+    store: Client,
     search: Search,
     passed: int = 0,
     limit: int = 0,
@@ -159,41 +158,43 @@ def select(
 
     A search through many stops after `within_s` and says how many it did not look at.
     """
-    total, end = store.count_dead(search), time.monotonic() + within_s
+    total, end = dead.count_dead(store, search), time.monotonic() + within_s
     at = 0
     matches: list[tuple[str, int]] = []
     if total is not None:  # every one matches: no need to look at those passed over
         at, passed = passed, 0
     while not limit or len(matches) < passed + limit:
         look = CHUNK if total is None or not limit else min(CHUNK, passed + limit - len(matches))
-        looked, more = store.search_dead(search, at, look, newest=newest)
+        looked, more = dead.search_dead(store, search, at, look, newest=newest)
         at += looked
         matches += more
         if looked < look or time.monotonic() > end:
             break
     everything = (
-        len(search.ids) or store.count_dead(search._replace(event_type="", error="", text="")) or 0
+        len(search.ids)
+        or dead.count_dead(store, search._replace(event_type="", error="", text=""))
+        or 0
     )
     return Selected(
         dict(matches[passed : passed + limit if limit else None]), total, max(0, everything - at)
     )
 
 
-def jobs(store: Store, selected: Selected) -> Iterator[tuple[int, Parked]]:
+def jobs(store: Client, selected: Selected) -> Iterator[tuple[int, Parked]]:
     """Yield (number, job) of those selected; those that have left meanwhile are missing."""
     ids = list(selected.numbers)
     for start in range(0, len(ids), CHUNK):
-        for job in store.parked(ids[start : start + CHUNK]):
+        for job in reading.parked(store, ids[start : start + CHUNK]):
             yield selected.numbers[job.id], job
 
 
-def whole_ids(store: Store, beginnings: list[str]) -> tuple[str, ...]:
+def whole_ids(store: Client, beginnings: list[str]) -> tuple[str, ...]:
     """Return the dead letters meant by these beginnings of ids; each must mean exactly one. Raises
     NoSuch.
     """
     found = []
     for begin in beginnings:
-        matches = store.dead_beginning(begin) if begin else []
+        matches = dead.dead_beginning(store, begin) if begin else []
         if len(matches) != 1:
             some = f"{len(matches)} dead letters begin" if matches else "No dead letter begins"
             raise NoSuch(f"{some} with {log.printable(begin) or 'nothing'}; see `dlqctl --view`.")
@@ -201,14 +202,14 @@ def whole_ids(store: Store, beginnings: list[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def by_cause(store: Store, search: Search) -> list[Cause]:
+def by_cause(store: Client, search: Search) -> list[Cause]:
     """Return the causes of the dead letters that match, the most first, counted by what matches."""
     rows = []
-    for cause in store.causes():
+    for cause in dead.causes(store):
         if search.cause in ("", cause.id) and search.source in ("", cause.source):
             if search != Search(source=search.source, cause=search.cause):
                 ids = list(select(store, search._replace(cause=cause.id)).numbers)
-                ends = store.parked([ids[0], ids[-1]]) if ids else []
+                ends = reading.parked(store, [ids[0], ids[-1]]) if ids else []
                 if len(ends) < 2:
                     continue
                 ends.sort(
@@ -229,10 +230,10 @@ def actor(by: str, who: str) -> Act:
     return Act(by, log.printable(who), secrets.token_hex(ACT_BYTES))
 
 
-def retry_rank(store: Store, rank: int, act: Act) -> str:
+def retry_rank(store: Client, rank: int, act: Act) -> str:
     """Put back the dead letter number `rank` (the oldest is 0); return its id. Raises NoSuch."""
     try:
-        id = store.redrive_rank(rank, act._replace(what=f"number {rank}"))
+        id = dead.redrive_rank(store, rank, act._replace(what=f"number {rank}"))
     except LookupError as error:
         raise NoSuch(
             f"Somebody else has just put back or discarded {error}; see `dlqctl --view`."
@@ -243,30 +244,34 @@ def retry_rank(store: Store, rank: int, act: Act) -> str:
     return id
 
 
-def retry(store: Store, search: Search, act: Act, limit: int = 0) -> list[str]:
+def retry(store: Client, search: Search, act: Act, limit: int = 0) -> list[str]:
     """Put back the dead letters that match, at most `limit` if given; return their ids."""
-    moved = store.redrive(
-        list(select(store, search, limit=limit).numbers), act._replace(what=words(search))
+    moved = dead.redrive(
+        store, list(select(store, search, limit=limit).numbers), act._replace(what=words(search))
     )
     _log("act.retry", act, len(moved), what=words(search))
     return moved
 
 
-def discard(store: Store, search: Search, act: Act, limit: int = 0) -> list[str]:
+def discard(store: Client, search: Search, act: Act, limit: int = 0) -> list[str]:
     """Discard the dead letters that match; return their ids. They can be restored for 24 h as the
     batch `act.act`.
     """
-    moved = store.discard(
-        list(select(store, search, limit=limit).numbers), act._replace(what=words(search))
+    moved = dead.discard(
+        store, list(select(store, search, limit=limit).numbers), act._replace(what=words(search))
     )
     _log("act.discard", act, len(moved), what=words(search), batch=act.act)
     return moved
 
 
-def restore(store: Store, batch: str, act: Act) -> tuple[str, list[str]]:
+def restore(store: Client, batch: str, act: Act) -> tuple[str, list[str]]:
     """Bring a batch back, the last one if none is named; return (batch, ids). Raises NoSuch."""
-    named = batch or store.last_batch() or ""
-    moved = store.restore(store.batch(named), act._replace(what=f"batch {named}")) if named else []
+    named = batch or dead.last_batch(store) or ""
+    moved = (
+        dead.restore(store, dead.batch(store, named), act._replace(what=f"batch {named}"))
+        if named
+        else []
+    )
     if not moved:
         told = f"batch {log.printable(named)}" if named else "discarded batch"
         raise NoSuch(
@@ -277,9 +282,9 @@ def restore(store: Store, batch: str, act: Act) -> tuple[str, list[str]]:
     return named, moved
 
 
-def restore_one(store: Store, id: str, act: Act) -> str:
+def restore_one(store: Client, id: str, act: Act) -> str:
     """Bring one discarded delivery back; return its id. Raises NoSuch."""
-    if not store.restore([id], act._replace(what=id)):
+    if not dead.restore(store, [id], act._replace(what=id)):
         raise NoSuch(
             f"{log.printable(id) or 'That'} is not discarded: it was restored already, or "
             "discarded more than 24 h ago."
@@ -299,7 +304,8 @@ def said(found: Story) -> str:
     """Return what the target answered, or the command printed, in the last attempt that is known;
     "" if nothing.
     """
-    facts = [*reversed(found.events), found.parked.facts if found.parked else {}]
+    facts = [event.facts for event in reversed(found.events)]
+    facts += [found.parked.facts] if found.parked else []
     answer = next(
         (
             f["answer"]["body"] if "answer" in f else f["output"]
@@ -311,11 +317,11 @@ def said(found: Story) -> str:
     return str(answer)
 
 
-def story(store: Store, text: str) -> Story:
+def story(store: Client, text: str) -> Story:
     """Return the story of the one delivery whose job id begins with `text`, or whose delivery id it
     is. Raises NoSuch.
     """
-    states = store.locate(text) if text else {}
+    states = reading.locate(store, text) if text else {}
     if text in states:  # a whole id, which may also be the beginning of nothing else
         states = {text: states[text]}
     if not states:
@@ -330,9 +336,14 @@ def story(store: Store, text: str) -> Story:
             "more of the id."
         )
     id, state = next(iter(states.items()))
-    events = [event for _, event in store.events(id)]
+    events = reading.events(store, id)
     return Story(
-        id, state, store.delivery(id), next(iter(store.parked([id])), None), store.trace(id), events
+        id,
+        state,
+        reading.delivery(store, id),
+        next(iter(reading.parked(store, [id])), None),
+        reading.trace(store, id),
+        events,
     )
 
 

@@ -15,7 +15,7 @@ import string
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import urlencode
 
 from hookq import log
@@ -35,7 +35,7 @@ from hookq.operate.status import (
 from hookq.operate.supervisord import Program
 from hookq.settings import VERSION
 from hookq.store.keys import host_of
-from hookq.store.store import NEVER, Parked, Search
+from hookq.store.records import NEVER, Beat, Event, Facts, IngestionBeat, Ledger, Parked, Search
 
 TEMPLATES: Final = Path(__file__).parents[2] / "templates"
 ROWS: Final = 25
@@ -250,11 +250,12 @@ def process_rows(status: Status) -> Iterable[Markup]:
     """Yield supervisord's processes with what their heartbeats say, then those of other hosts, of
     which it does not know.
     """
-    beats = [("worker", host_of(name), beat) for name, beat in status.workers.items()]
-    beats += [("webhookd", beat["host"], beat) for beat in status.ingestion.values()]
-    known = {(host, beat["pid"]): (kind, beat) for kind, host, beat in beats}
+    known: dict[tuple[str, int], tuple[str, Beat | IngestionBeat]] = {
+        (host_of(name), beat.pid): ("worker", beat) for name, beat in status.workers.items()
+    }
+    known |= {(beat.host, beat.pid): ("webhookd", beat) for beat in status.ingestion.values()}
     for program in status.programs:
-        _, beat = known.pop((status.host, program.pid), ("", {}))
+        _, beat = known.pop((status.host, program.pid), ("", None))
         state, up = state_of(program), up_of(program)
         yield part(
             "process",
@@ -266,7 +267,7 @@ def process_rows(status: Status) -> Iterable[Markup]:
             hand=hand(beat),
         )
     for (host, pid), (kind, beat) in sorted(known.items()):
-        silent_s = status.now - beat["at"]
+        silent_s = status.now - beat.at
         state = "heartbeat" if silent_s < LIVE_S else f"silent for {seconds(silent_s)}"
         yield part(
             "process",
@@ -274,7 +275,7 @@ def process_rows(status: Status) -> Iterable[Markup]:
             host=host,
             state=state,
             pid=pid,
-            up=seconds(beat.get("up_s", 0.0)),
+            up=seconds(beat.up_s),
             hand=hand(beat),
         )
 
@@ -287,28 +288,26 @@ def up_of(program: Program) -> str:
     return seconds(max(0, program.now - program.since)) if program.state == "RUNNING" else "not up"
 
 
-def hand(beat: Mapping[str, Any]) -> Markup | str:
-    if "job" not in beat:
-        return (
-            f"{plural(beat['connections'], 'connection')}, {beat['spooled']:,} spooled"
-            if "connections" in beat
-            else ""
-        )
-    job = beat["job"]
-    return part("hand", id=job["id"], age=seconds(job["for_s"])) if job else "nothing"
+def hand(beat: Beat | IngestionBeat | None) -> Markup | str:
+    if isinstance(beat, IngestionBeat):
+        return f"{plural(beat.connections, 'connection')}, {beat.spooled:,} spooled"
+    if beat is None:
+        return ""
+    job = beat.job
+    return part("hand", id=job.id, age=seconds(job.for_s)) if job else "nothing"
 
 
 def act_rows(status: Status) -> Iterable[Markup]:
-    for at, name, count, act, back in status.acts:
-        restore = part("restore", batch=act.act) if back else ""
+    for deed in status.acts:
+        act = deed.act
         yield part(
             "act",
-            when=moment(at, status.now),
-            what=name,
-            count=f"{count:,}",
+            when=moment(deed.at, status.now),
+            what=deed.name,
+            count=f"{deed.total:,}",
             selected=act.what,
             who=f"{act.who} ({act.by})",
-            restore=restore,
+            restore=part("restore", batch=act.act) if deed.restorable else "",
         )
 
 
@@ -318,7 +317,7 @@ def act_rows(status: Status) -> Iterable[Markup]:
 def dead_list(
     chosen: list[tuple[int, Parked]],
     selected: dlq.Selected,
-    audit: Mapping[str, Any],
+    audit: Ledger,
     texts: Mapping[str, str],
     number: int,
     frame: Frame,
@@ -326,7 +325,7 @@ def dead_list(
     """Return page `number` (from 1) of the dead letters that match; `chosen` has one more than a
     page if there is another.
     """
-    more, everything = len(chosen) > ROWS, audit["dead"]
+    more, everything = len(chosen) > ROWS, audit.dead
     seen = (number - 1) * ROWS + len(chosen[:ROWS])
     looked = (
         f" {selected.left:,} were not looked at."
@@ -350,7 +349,7 @@ def dead_list(
     )
     empty = f"None match ({everything:,} in all)." if everything else EMPTY_DEAD
     sources = [part("option", value="", text="any", selected="")]
-    for name in sorted(audit["sources"]):
+    for name in sorted(audit.sources):
         sources.append(
             part(
                 "option",
@@ -473,17 +472,16 @@ def delivery(story: dlq.Story, view: str, frame: Frame) -> bytes:
     """Return the page of one delivery, whatever its state."""
     d, parked, now = story.delivery, story.parked, frame.now
     received = d.received_at if d else arrived_at(story.id) or 0.0
-    told: dict[str, Any] = story.events[-1] if story.events else {}
+    last = story.events[-1] if story.events else None
+    told: Facts = last.facts if last else {}
     facts: dict[str, object] = {
         "id": story.id,
         "state": story.state,
-        "source": d.source if d else told.get("source", ""),
+        "source": d.source if d else last.source if last else "",
     }
-    facts |= {
-        "event type": d.event_type if d else told.get("event_type", ""),
-        "received": moment(received, now),
-    }
-    facts |= {"delivery id": d.delivery_id if d else told.get("delivery_id", "")}
+    facts["event type"] = d.event_type if d else told.get("event_type", "")
+    facts["received"] = moment(received, now)
+    facts["delivery id"] = d.delivery_id if d else told.get("delivery_id", "")
     facts |= {"size": f"{len(d.body):,} bytes"} if d else {}
     facts |= (
         {"cause": parked.cause, "error": dlq.why(parked)}
@@ -533,21 +531,21 @@ def delivery(story: dlq.Story, view: str, frame: Frame) -> bytes:
     )
 
 
-def event_row(event: Mapping[str, Any], now: float) -> Markup:
-    name = str(event["event"])
-    attempt = f"{event['attempt']}/{event.get('of', '?')}" if "attempt" in event else ""
-    by = event.get("worker") or (f"{event['who']} ({event['by']})" if "who" in event else "")
+def event_row(event: Event, now: float) -> Markup:
+    name, facts = event.event, event.facts
+    attempt = f"{facts['attempt']}/{facts.get('of', '?')}" if "attempt" in facts else ""
+    by = facts.get("worker") or (f"{facts['who']} ({facts['by']})" if "who" in facts else "")
     told = str(
-        event.get("error") or (f"answered {event['answer']['status']}" if "answer" in event else "")
+        facts.get("error") or (f"answered {facts['answer']['status']}" if "answer" in facts else "")
     )
-    if "delay_s" in event:
-        told += f" (again within {seconds(float(event['delay_s']))})"
-    if event.get("deaths"):
-        told += f" {event['deaths']} workers ended while running it"
-    wait, run = (millis(float(event[key])) if key in event else "" for key in ("wait_ms", "run_ms"))
+    if "delay_s" in facts:
+        told += f" (again within {seconds(float(facts['delay_s']))})"
+    if facts.get("deaths"):
+        told += f" {facts['deaths']} workers ended while running it"
+    wait, run = (millis(float(facts[key])) if key in facts else "" for key in ("wait_ms", "run_ms"))
     return part(
         "event",
-        when=moment(event["at"], now),
+        when=moment(event.at, now),
         what=WORDS.get(name, name),
         attempt=attempt,
         wait=wait,

@@ -14,8 +14,9 @@ from pathlib import Path
 from hookq import log
 from hookq.settings import Settings
 from hookq.signing import sign
+from hookq.store import reading
+from hookq.store.client import Client
 from hookq.store.connection import Away
-from hookq.store.store import Store
 
 PUSH = (
     b'{"ref":"refs/heads/main","after":"6dcb09b","commits":[{"message":"A '
@@ -96,17 +97,17 @@ def _follow(settings: Settings, source: str, id: str, fail: bool) -> int:
     """Print what becomes of the delivery; return 0 when it ends as was wanted: done, or dead if it
     was made to `fail`.
     """
-    store, told, end = Store(settings.redis_url, "sample"), 0, time.monotonic() + FOLLOW_S
+    store, told, end = Client(settings.redis_url, "sample"), 0, time.monotonic() + FOLLOW_S
     words = {"job.complete": "done", "job.reschedule": "retry", "job.bury": "dead"}
     while time.monotonic() < end:
-        events = [event for _, event in store.events(id) if event["event"] in words]
+        events = [event for event in reading.events(store, id) if event.event in words]
         for event in events[told:]:
-            outcome, error = words[event["event"]], event.get("error") or ""
-            attempt = f"{event.get('attempt', 0)}/{event.get('of', '?')}"
-            again = f"  again within {event['delay_s']:.0f} s" if outcome == "retry" else ""
+            outcome, facts = words[event.event], event.facts
+            attempt = f"{facts.get('attempt', 0)}/{facts.get('of', '?')}"
+            again = f"  again within {facts['delay_s']:.0f} s" if outcome == "retry" else ""
             line = (
-                f"<--  {source}  push  {id}  {outcome}  {attempt}  {event.get('run_ms', 0)} "
-                f"ms{again}  {log.printable(error)}"
+                f"<--  {source}  push  {id}  {outcome}  {attempt}  {facts.get('run_ms', 0)} "
+                f"ms{again}  {log.printable(facts.get('error') or '')}"
             )
             print(line.rstrip(), flush=True)
             if outcome == "dead":

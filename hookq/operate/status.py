@@ -7,7 +7,7 @@ taken for nothing.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +15,9 @@ from hookq import daemon
 from hookq.operate import dlq
 from hookq.operate.supervisord import NoSupervisor, Program, programs
 from hookq.settings import Settings
-from hookq.store.store import Act, Cause, Search, Store
+from hookq.store import dead, figures
+from hookq.store.client import Client
+from hookq.store.records import Beat, Cause, Deed, Facts, IngestionBeat, Ledger, Search
 
 LIVE_S: Final = 10.0  # without a heartbeat (one every 0.5 s) before a worker is no longer shown
 OLD_READY_S: Final = (
@@ -33,18 +35,18 @@ class Status:
     """Everything the overview shows. Times are unix seconds by Redis' clock."""
 
     now: float
-    audit: dict[str, Any]
+    audit: Ledger
     host: str  # of whom `programs` are
-    workers: dict[str, dict[str, Any]]
-    ingestion: dict[str, dict[str, Any]]  # of every host, also of one that is silent
+    workers: dict[str, Beat]
+    ingestion: dict[str, IngestionBeat]  # of every host, also of one that is silent
     programs: list[Program]
     programs_why: str
     minutes: list[tuple[int, dict[str, int]]]
     causes: list[Cause]
     new_dead: int
     recent: list[tuple[str, str, str, str]]
-    acts: list[tuple[float, str, int, Act, bool]]
-    attempts: list[dict[str, Any]]
+    acts: list[Deed]
+    attempts: list[Facts]
     last: dict[str, float]
     risks: list[str]
 
@@ -61,19 +63,17 @@ class Status:
     def oldest_ready_s(self) -> float:
         """How long the oldest ready job has waited, 0 if there is none."""
         since = [
-            source["oldest_ready"]
-            for source in self.audit["sources"].values()
-            if source["oldest_ready"]
+            source.oldest_ready for source in self.audit.sources.values() if source.oldest_ready
         ]
         return max(0.0, self.now - min(since)) if since else 0.0
 
 
-def gather(store: Store, settings: Settings) -> Status:
+def gather(store: Client, settings: Settings) -> Status:
     """Return the status. Raises Away."""
     now, beats, events, state_dir = (
         store.now(),
-        store.workers(),
-        store.latest_events(SAMPLES),
+        figures.workers(store),
+        figures.latest_events(store, SAMPLES),
         settings.state_dir,
     )
     try:
@@ -81,32 +81,30 @@ def gather(store: Store, settings: Settings) -> Status:
     except NoSupervisor as error:
         running, why = [], f"{error}: only workers that report to Redis are shown."
     ended = {
-        id: event["event"]
-        for id, event in reversed(events)
-        if event["event"] != "delivery.duplicate"
+        event.id: event.event for event in reversed(events) if event.event != "delivery.duplicate"
     }
-    recent = store.recent()
-    states = store.states([id for id, _, _ in recent])
+    recent = figures.recent(store)
+    states = figures.states(store, [id for id, _, _ in recent])
     done = {"job.complete": "done", "job.discard": "discarded"}
     return Status(
         now=now,
         audit=dlq.audit(store, state_dir),
         host=daemon.host(),
-        ingestion=store.ingestion(),
-        workers={name: beat for name, beat in beats.items() if now - beat["at"] < LIVE_S},
+        ingestion=figures.ingestion(store),
+        workers={name: beat for name, beat in beats.items() if now - beat.at < LIVE_S},
         programs=running,
         programs_why=why,
-        minutes=store.minutes(MINUTES),
+        minutes=figures.minutes(store, MINUTES),
         causes=dlq.by_cause(store, Search()),
-        new_dead=store.count_dead(Search(since=now - 3600)) or 0,
+        new_dead=dead.count_dead(store, Search(since=now - 3600)) or 0,
         recent=[
             (id, states[id] or done.get(ended.get(id, ""), "ready"), source, event_type)
             for id, source, event_type in recent
         ],
-        acts=store.acts(RECENT_ACTS),
-        attempts=[event for _, event in events if "run_ms" in event and event["at"] > now - 3600],
-        last=store.last(),
-        risks=store.health(settings.durability)[1],
+        acts=figures.acts(store, RECENT_ACTS),
+        attempts=[e.facts for e in events if "run_ms" in e.facts and e.at > now - 3600],
+        last=figures.last(store),
+        risks=figures.health(store, settings.durability)[1],
     )
 
 
@@ -117,31 +115,31 @@ def numbers(status: Status) -> dict[str, tuple[str, str, str]]:
     return {
         "ready": (
             "ready",
-            f"{audit['ready']:,}",
-            f"oldest {seconds(status.oldest_ready_s)}" if audit["ready"] else "nothing waits",
+            f"{audit.ready:,}",
+            f"oldest {seconds(status.oldest_ready_s)}" if audit.ready else "nothing waits",
         ),
-        "leased": ("leased", f"{audit['leased']:,}", f"by {len(status.workers)} workers"),
+        "leased": ("leased", f"{audit.leased:,}", f"by {len(status.workers)} workers"),
         "retry": (
             "retry",
-            f"{audit['retry']:,}",
-            due if audit["retry"] else "none waits for another attempt",
+            f"{audit.retry:,}",
+            due if audit.retry else "none waits for another attempt",
         ),
-        "dead": ("dead", f"{audit['dead']:,}", f"{status.new_dead:,} new in the last hour"),
-        "done": ("done, 1 h", f"{status.hour('done'):,}", f"{audit['done']:,} in all"),
+        "dead": ("dead", f"{audit.dead:,}", f"{status.new_dead:,} new in the last hour"),
+        "done": ("done, 1 h", f"{status.hour('done'):,}", f"{audit.done:,} in all"),
         "accepted": (
             "accepted, 1 h",
             f"{status.hour('accepted'):,}",
-            f"{audit['accepted']:,} in all",
+            f"{audit.accepted:,} in all",
         ),
         "spooled": (
             "spooled",
-            "unknown" if audit["spooled"] is None else f"{audit['spooled']:,}",
+            "unknown" if audit.spooled is None else f"{audit.spooled:,}",
             "on this machine",
         ),
         "gap": (
             "ledger gap",
-            f"{audit['gap']:,}",
-            "nothing is missing" if not audit["gap"] else "see README",
+            f"{audit.gap:,}",
+            "nothing is missing" if not audit.gap else "see README",
         ),
     }
 
@@ -153,16 +151,15 @@ def verdict(status: Status) -> tuple[str, list[Clause]]:
     audit, oldest_s = status.audit, status.oldest_ready_s
     bad: list[Clause] = []
     warn: list[Clause] = []
-    if audit["gap"]:
+    if audit.gap:
         bad.append(
             (
-                f"The ledger's gap is {audit['gap']:,}: what was accepted and what is there "
-                "differ.",
+                f"The ledger's gap is {audit.gap:,}: what was accepted and what is there differ.",
                 "#counts",
             )
         )
     if not status.workers:
-        waiting = f"{plural(audit['ready'], 'job')} {'is' if audit['ready'] == 1 else 'are'} ready"
+        waiting = f"{plural(audit.ready, 'job')} {'is' if audit.ready == 1 else 'are'} ready"
         bad.append(
             (
                 "No workers are running and "
@@ -170,13 +167,13 @@ def verdict(status: Status) -> tuple[str, list[Clause]]:
                 "#workers",
             )
         )
-    if audit["spool_why"]:
-        bad.append((audit["spool_why"], "#counts"))
-    elif audit["spooled"]:
+    if audit.spool_why:
+        bad.append((audit.spool_why, "#counts"))
+    elif audit.spooled:
         warn.append(
             (
-                f"{plural(audit['spooled'], 'delivery')} "
-                f"{'is' if audit['spooled'] == 1 else 'are'} in the spool.",
+                f"{plural(audit.spooled, 'delivery')} "
+                f"{'is' if audit.spooled == 1 else 'are'} in the spool.",
                 "#counts",
             )
         )
@@ -208,19 +205,19 @@ def elsewhere(status: Status) -> Iterable[Clause]:
     """Yield what other hosts' ingestion tells: a spool in use; or nothing, which may be a host that
     is cut off.
     """
-    hosts: dict[str, list[dict[str, Any]]] = {}
+    hosts: dict[str, list[IngestionBeat]] = {}
     for beat in status.ingestion.values():
-        hosts.setdefault(beat["host"], []).append(beat)
+        hosts.setdefault(beat.host, []).append(beat)
     for host, beats in sorted(hosts.items()):
-        last = max(beats, key=lambda beat: float(beat["at"]))
-        spooled, silent_s = plural(last.get("spooled", 0), "delivery"), status.now - last["at"]
+        last = max(beats, key=lambda beat: beat.at)
+        spooled, silent_s = plural(last.spooled, "delivery"), status.now - last.at
         if silent_s > LIVE_S:
             yield (
                 f"Ingestion on {host} was last heard of {seconds(silent_s)} ago, with "
                 f"{spooled} in its spool.",
                 "#workers",
             )
-        elif last.get("spooled") and host != status.host:
+        elif last.spooled and host != status.host:
             yield f"The spool of {host} has {spooled}.", "#workers"
 
 
@@ -238,7 +235,7 @@ def _facts(status: Status) -> list[Clause]:
         facts.append(
             (
                 f"Oldest ready job {seconds(status.oldest_ready_s)}."
-                if status.audit["ready"]
+                if status.audit.ready
                 else "No job waits.",
                 "#counts",
             )
@@ -255,7 +252,7 @@ def _facts(status: Status) -> list[Clause]:
             )
         )
     if not status.new_dead:
-        dead = status.audit["dead"]
+        dead = status.audit.dead
         facts.append(
             (
                 f"{dlq.counted(dead)}, none new in the last hour." if dead else "No dead letters.",
@@ -265,7 +262,7 @@ def _facts(status: Status) -> list[Clause]:
     return facts
 
 
-def times(attempts: list[dict[str, Any]]) -> str:
+def times(attempts: Sequence[Facts]) -> str:
     """Return waits and runs of the last attempts in words."""
     if not attempts:
         return "No data for this hour."
@@ -279,7 +276,7 @@ def times(attempts: list[dict[str, Any]]) -> str:
     return f"{'; '.join(told)} (n={len(attempts)}{'' if len(attempts) > 20 else ': few'})."
 
 
-def _spread(attempts: list[dict[str, Any]], name: str) -> tuple[float, float]:
+def _spread(attempts: Sequence[Facts], name: str) -> tuple[float, float]:
     values = sorted(attempt.get(name, 0.0) for attempt in attempts)
     return values[len(values) // 2], values[min(len(values) - 1, len(values) * 95 // 100)]
 
@@ -289,7 +286,8 @@ def by_source(status: Status) -> dict[str, dict[str, Any]]:
     are of `_unknown`.
     """
     found: dict[str, dict[str, Any]] = {
-        name: {**n, "counts": Counter()} for name, n in sorted(status.audit["sources"].items())
+        name: {**n._asdict(), "counts": Counter()}
+        for name, n in sorted(status.audit.sources.items())
     }
     for _, counts in status.minutes:
         for field, n in counts.items():

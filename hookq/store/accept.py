@@ -4,23 +4,57 @@ Rules: the entries come first, and a script takes back those that were seen befo
 (lua/accept.lua). All of a batch is accepted, or nothing.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import hiredis
 import redis
 
-from hookq.job import Delivery
-from hookq.store.keys import PREFIX, SCRIPTS, key
+from hookq.job import ENTRY, Delivery, Field
+from hookq.store.keys import PREFIX, key
+from hookq.store.scripts import SCRIPTS
 
-# XADD of one delivery up to its body, and what follows that. hiredis.pack_command would take twice
-# as long.
-_ENTRY: Final = (
-    b"*25\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$1\r\nv\r\n$1\r\n1\r\n$2\r\nid\r\n$%d\r\n%b\r\n$11\r\ndelivery_id\r\n$%d\r\n%b\r\n"
-    b"$10\r\nevent_type\r\n$%d\r\n%b\r\n$11\r\nreceived_at\r\n$%d\r\n%b\r\n$7\r\nattempt\r\n$1\r\n0\r\n$6\r\ndeaths\r\n$1\r\n0\r\n"
-    b"$7\r\nsuspect\r\n$1\r\n0\r\n$4\r\nhead\r\n$%d\r\n%b\r\n$4\r\nbody\r\n$%d\r\n"
-)
-_ENTRY_END: Final = b"\r\n$6\r\nsecret\r\n$%d\r\n%d\r\n"
+
+def _bulk(text: str) -> bytes:
+    """Return a constant as RESP has it."""
+    return b"$%d\r\n%b\r\n" % (len(text.encode()), text.encode())
+
+
+def _template(fields: Sequence[Field]) -> bytes:
+    """Return names and values of fields; a length and bytes are to be filled in for each value that
+    a delivery brings.
+    """
+    return b"".join(
+        _bulk(field.name) + (b"$%d\r\n%b\r\n" if field.first is None else _bulk(field.first))
+        for field in fields
+    )
+
+
+def _values(fields: Sequence[Field]) -> Callable[[Delivery], tuple[int | bytes, ...]]:
+    """Return what takes those lengths and bytes from a delivery, in the order of the template: one
+    expression, made of the table. A loop over the fields would cost a delivery 0.7 µs more.
+    """
+    sent = {str: "d.{0}.encode()", float: "b'%.6f' % d.{0}", int: "b'%d' % d.{0}", bytes: "d.{0}"}
+    pairs = (
+        f"len({field.name} := {sent[field.kind].format(field.name)}), {field.name}, "
+        for field in fields
+        if field.first is None
+    )
+    values: Callable[[Delivery], tuple[int | bytes, ...]] = eval(  # noqa: S307
+        f"lambda d: ({''.join(pairs)})"
+    )
+    return values
+
+
+# XADD of one delivery up to its body, and what follows that: no body is copied to be formatted.
+# hiredis.pack_command would take twice as long.
+_NAMES: Final = [field.name for field in ENTRY]
+_BEFORE, _AFTER = ENTRY[: _NAMES.index("body")], ENTRY[_NAMES.index("body") + 1 :]
+_HEAD: Final = b"*%d\r\n$4\r\nXADD\r\n" % (3 + 2 * len(ENTRY))
+_UP_TO_BODY: Final = _template(_BEFORE) + _bulk("body") + b"$%d\r\n"
+_AFTER_BODY: Final = b"\r\n" + _template(_AFTER)
+_before, _after = _values(_BEFORE), _values(_AFTER)
 _MULTI, _EXEC = hiredis.pack_command(("MULTI",)), hiredis.pack_command(("EXEC",))
 
 
@@ -36,31 +70,13 @@ def accept_packed(
     made.
     """
     parts = [_MULTI]
-    args: list[Any] = ["EVAL", SCRIPTS["accept"][1], "1", PREFIX, str(len(batch))]
+    args: list[Any] = ["EVAL", SCRIPTS["accept"].text, "1", PREFIX, str(len(batch))]
     for d, dedupe_s in batch:
-        stream, id, delivery_id, event_type = (
-            key("ready", d.source).encode(),
-            d.id.encode(),
-            d.delivery_id.encode(),
-            d.event_type.encode(),
-        )
-        at, secret = b"%.6f" % d.received_at, b"%d" % d.secret
-        facts = (
-            len(stream),
-            stream,
-            len(id),
-            id,
-            len(delivery_id),
-            delivery_id,
-            len(event_type),
-            event_type,
-            len(at),
-            at,
-        )
         parts += (
-            _ENTRY % (*facts, len(d.head), d.head, len(d.body)),
+            _stream(d.source),
+            _UP_TO_BODY % (*_before(d), len(d.body)),
             d.body,
-            _ENTRY_END % (len(secret), d.secret),
+            _AFTER_BODY % _after(d),
         )
         args += (str(dedupe_s), d.source, d.delivery_id, d.id, d.event_type, str(d.secret))
     if flush:
@@ -68,6 +84,12 @@ def accept_packed(
         for name, by in flush[1].items():
             args += (name, str(by))
     return b"".join((*parts, hiredis.pack_command(tuple(args)), _EXEC))
+
+
+@functools.lru_cache(1024)
+def _stream(source: str) -> bytes:
+    """Return the beginning of an XADD to the source's stream."""
+    return _HEAD + _bulk(key("ready", source)) + _bulk("*")
 
 
 def accepted(replies: Sequence[Any]) -> list[str]:

@@ -1,16 +1,16 @@
-"""The connections to Redis: which server they lead to, and what becomes of its failures.
+"""The connections to Redis: which server they lead to, and how its failures are reported.
 
-All keys have one hash tag, so also of a Cluster only one primary is ours: a connection asks any
-node who that is, as it asks a Sentinel, and leads there. When a server says that it is not the one
-(any more), the connection is closed, and the next asks again. ASK is never followed: while our slot
-is being moved, the node that takes it in does not know yet which deliveries were seen, and a script
-there would run them twice. Until the slot has moved, Redis is away, and the spool bridges.
+All keys have one hash tag, so even in a Cluster one primary holds them all. A connection asks any
+node (or a Sentinel) which one that is, and connects to it. When a server answers that it is not, or
+no longer, that primary, the connection is closed, and the next one asks again. ASK is never
+followed: while our slot migrates, the target does not know yet which deliveries were seen, and a
+script there would run them twice. Until the migration is over Redis counts as unavailable, and the
+spool takes the deliveries.
 
-Why no retries in the client: redis-py would run a write twice after a lost reply. Who may try again
-does so in the store, with verbs that find their own earlier work.
+The client never retries: redis-py would run a write twice after a lost reply. Callers retry, with
+verbs that find their own earlier work.
 
-Promises: whatever goes wrong, of whatever kind, is raised as Away with a sentence. Each wait has a
-limit.
+Promises: every failure is raised as Away, with a sentence. Every wait has a limit.
 """
 
 import contextlib
@@ -28,16 +28,16 @@ from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConn
 from hookq.redis_url import SENTINEL, parse
 from hookq.store.keys import PREFIX
 
-# For who is asked where the primary is: one that does not answer must not use up the time for those
-# that would.
+# Limit for asking one node where the primary is: a silent node must not use up the time for those
+# that would answer.
 ASK_S: Final = 0.5
-# What a server says that cannot serve us now, though another may: it has lost our slot, its cluster
-# or its replicas, or became one itself (READONLY, of which redis-py knows).
+# Errors of a server that cannot serve us now, though another may: it has lost our slot, its cluster
+# or its replicas, or became a replica itself (READONLY, which redis-py handles). MOVED is an ASK.
 ELSEWHERE: Final = (
     redis.exceptions.AskError,
     redis.exceptions.TryAgainError,
     redis.exceptions.ClusterDownError,
-)  # MOVED is an ASK
+)
 ELSEWHERE_TEXTS: Final = ("NOREPLICAS", "UNBLOCKED")
 
 
@@ -50,12 +50,10 @@ def reaching() -> Iterator[None]:
     """Turn every failure of Redis, whatever its kind, into Away."""
     try:
         yield
-    except (
-        redis.DataError
-    ):  # a value that cannot be sent is our mistake, and trying again would not mend it
-        raise
+    except redis.DataError:
+        raise  # a value that cannot be sent is our mistake: to try again would not help
     except (redis.RedisError, hiredis.HiredisError, OSError) as error:
-        # redis-py adds its whole client to some: nobody reads that.
+        # redis-py appends its whole client to some messages: nobody reads that.
         raise Away(f"{type(error).__name__}: {str(error).partition(' : <')[0]}") from error
 
 
@@ -92,17 +90,16 @@ def connect(url: str, timeout_s: float, name: str) -> Any:
 
 
 class SlotOwner:
-    """Tells which node of a Cluster is the primary of our slot; asked like a Sentinel."""
+    """Finds the primary of our slot in a Cluster; has the interface of a Sentinel."""
 
     SLOT: Final = key_slot(PREFIX.encode())
 
     def __init__(self, seeds: Sequence[tuple[str, int]], options: Mapping[str, Any]) -> None:
         self.seeds, self.options = list(seeds), options
-        self.nodes: list[tuple[str, int]] = []  # that were heard of
-        self.named = (
-            "",
-            0,
-        )  # who named the last owner: asked again, that was no good, and others may know better
+        self.nodes: list[tuple[str, int]] = []  # that the last answer named
+        # The node that named the last owner. When that owner was no good, it is asked last: others
+        # may know better.
+        self.named = ("", 0)
 
     def discover_master(self, _service: str) -> tuple[str, int]:
         """Return (host, port); raises ConnectionError when no node knows one."""
@@ -130,13 +127,13 @@ class SlotOwner:
 
 
 def _place(place: Sequence[Any], asked: str) -> tuple[str, int]:
-    """Return where a node is; one that does not know its own address is where it was asked."""
+    """Return the address of a node; one that does not know its own is where it was asked."""
     host = (place[0] or b"").decode()
     return host if host not in ("", "?") else asked, int(place[1])
 
 
 class Following(SentinelManagedConnection):
-    """A connection that is closed when its server is not the one any more."""
+    """A connection that is closed when its server is no longer the primary of our keys."""
 
     def read_response(self, *args: Any, **options: Any) -> Any:
         try:

@@ -1,5 +1,7 @@
-"""The names of the keys, and the scripts: what Redis holds for webhookd. Nobody else spells a key
-(one hash tag: one slot).
+"""The names of the keys: all that Redis holds for webhookd, under one hash tag, so in one slot.
+
+This table is the only one. Python makes a key by `key`, a script by `P ..` or `ready(`, with its
+first word as a constant: tests/test_store.py finds every such word and compares it with the table.
 
     key                         type   contents                                          expiry
     {hookq}:sources             SET    every source that had a delivery or a worker      never
@@ -28,61 +30,18 @@
     {hookq}:missing             HASH   worker → first seen without a connection          when back
     {hookq}:primary             HASH   who was asked last who is gone: run id, since     never
     {hookq}:hand                HASH   worker → entry of a suspect it is about to run    when gone
+    {hookq}:format              STRING of all these: the newest that started here (1)    never
     {hookq}:epoch               STRING made once; gone: Redis came back empty            never
 
-An entry of a stream holds: v (format, 1), id, delivery_id, event_type, received_at, attempt (runs
-so far), deaths, suspect, head (header lines as they came), body, secret (its place among the
-source's).
+An entry of a stream, and a parked job, has the fields of hookq/job.py's table.
 
-Why scripts: each either runs whole or not at all, also when memory is full ("#!lua" makes Redis
-refuse it before it starts). Those that settle or free carry allow-oom, so that a full Redis can
-still be drained.
-
-Promises: nothing; it only names. The scripts are read once, when the module is imported.
+Promises: nothing; it only names.
 """
 
-import hashlib
-import re
-from pathlib import Path
 from typing import Final
 
 PREFIX: Final = "{hookq}:"
-
-_ALLOW_OOM: Final = (
-    "settle",
-    "promote",
-    "reclaim",
-    "redrive",
-    "discard",
-    "restore",
-    "beat",
-    "here",
-    "announce",
-    "gone",
-)
-_READ_ONLY: Final = ("audit", "find", "select", "story")
-
-
-def _scripts() -> dict[str, tuple[str, str]]:
-    """Return verb → (SHA-1, text) of every script; the shared prelude is part of each."""
-    folder = Path(__file__).with_name("lua")
-    prelude, made = (folder / "prelude.lua").read_text(), {}
-    for path in folder.glob("*.lua"):
-        flags = (
-            " flags=allow-oom"
-            if path.stem in _ALLOW_OOM
-            else " flags=no-writes"
-            if path.stem in _READ_ONLY
-            else ""
-        )
-        # Without comments and indents: accept is sent whole with each batch.
-        text = f"#!lua{flags}\n" + re.sub(r"(?m)^\s*(--.*\n)?", "", prelude + path.read_text())
-        made[path.stem] = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text
-    del made["prelude"]
-    return made
-
-
-SCRIPTS: Final = _scripts()
+GROUP: Final = "workers"
 
 
 def key(*parts: str) -> str:

@@ -27,7 +27,8 @@ from typing import Final
 from hookq import log
 from hookq.outcome import place_of
 from hookq.store.connection import Away
-from hookq.store.store import Lease, Settled, Store
+from hookq.store.jobs import Jobs
+from hookq.store.records import Lease, Settled
 
 BLOCK_MS: Final = 1000  # a leaser looks so often whether it should stop
 PAUSE_S: Final = (
@@ -118,7 +119,7 @@ class Pool:
         took: Callable[[list[Lease]], list[Lease]],
         ready: Callable[[str], bool],
     ) -> None:
-        store, again, pause_s = Store(self.url, self.name), True, PAUSE_S
+        store, again, pause_s = Jobs(self.url, self.name), True, PAUSE_S
         while not self.stopping:
             with self.changed:
                 if not ready(source) or self.free(source) < 1:
@@ -145,7 +146,7 @@ class Pool:
         store.close()
 
     def _settle(self) -> None:
-        store, last = Store(self.url, self.name), False
+        store, last = Jobs(self.url, self.name), False
         while not last:
             found = [self.ended.get()]
             while not self.ended.empty():

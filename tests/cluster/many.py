@@ -17,12 +17,11 @@ from collections import Counter
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from conftest import SECRET, Program, free_port, signed, until
+from conftest import SECRET, Program, Store, free_port, signed, until
 from test_dashboard import LOGIN
 
 from hookq.ingest.spool import Spool
 from hookq.store.connection import Away, connect
-from hookq.store.store import Store
 
 HANDLER = """
 import json, os, pathlib
@@ -305,7 +304,7 @@ def settled(url, crew, acked, limit_s=60):
     def owed():
         with suppress(Away):
             found = store.audit()
-            return not any(found[name] for name in ("ready", "leased", "retry")) and found
+            return not any(getattr(found, name) for name in ("ready", "leased", "retry")) and found
 
     until(owed, limit_s, "nothing is ready, leased or in retry")
     until(lambda: not any(host.spooled() for host in crew), limit_s, "the spools are empty")

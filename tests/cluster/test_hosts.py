@@ -13,11 +13,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import until
+from conftest import Store, until
 from many import ALL, OPTIONS, PASSWORD, SENTINEL, Load, hosts, nodes, settled
 from test_signals import Clock
-
-from hookq.store.store import Store
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 HUB = "10.77.0.1"
@@ -170,14 +168,14 @@ def test_host_that_is_cut_off_disappears_and_comes_back_loses_nothing(net, clock
         with Load(crew) as load:
             load.more(600)
             with store_of(net, url) as store:
-                until(lambda: store.audit()["done"] > 500, 20)
+                until(lambda: store.audit().done > 500, 20)
                 counters = store.metrics()
                 for what in (
                     "wait",
                     "delivery",
                 ):  # a clock that is a minute off would be seen in the mean
                     assert counters[f"hs:{what}:github"] / 1e6 / counters["done:github"] < 10
-                spoken = {beat["host"] for beat in store.ingestion().values()}
+                spoken = {beat.host for beat in store.ingestion().values()}
                 assert spoken == set(names)
             net.cut(name)
             until(gone.spooled, 20, "the host that is cut off keeps deliveries in its spool")
@@ -201,7 +199,7 @@ def test_host_that_is_cut_off_disappears_and_comes_back_loses_nothing(net, clock
     print(
         f"\nhost cut off: {len(load.acked)} acknowledged, {len(lost)} lost, {twice} twice; {kept} in its spool; {dict(load.codes)}"
     )
-    assert not lost and ledger["gap"] == 0 and kept > 100
+    assert not lost and ledger.gap == 0 and kept > 100
 
 
 @pytest.mark.parametrize(
@@ -279,5 +277,5 @@ def test_primary_that_is_cut_off_with_a_host_loses_what_only_it_has_unless_repli
     print(
         f"\n{durability} {options[::2]}, primary cut off: {len(load.acked)} acknowledged, {during} of them meanwhile, {len(lost)} lost, {twice} twice"
     )
-    assert set(load.codes) <= {"200", "202"} and ledger["gap"] == 0
+    assert set(load.codes) <= {"200", "202"} and ledger.gap == 0
     assert bool(lost) == loses

@@ -103,7 +103,7 @@ def test_primary_that_fails_is_bridged_by_the_spool_and_a_replica_goes_on(trio, 
     print(
         f"\n{durability}, {end.__name__}: {len(load.acked)} acknowledged, {len(lost)} lost, {twice} twice; {dict(load.codes)}, the longest answer {load.longest_s:.2f} s"
     )
-    assert set(load.codes) <= {"200", "202"} and ledger["gap"] == 0
+    assert set(load.codes) <= {"200", "202"} and ledger.gap == 0
     assert (
         not lost or durability == "fsync"
     )  # what was acknowledged and had not reached a replica is lost with its primary
@@ -124,4 +124,4 @@ def test_replicas_that_are_gone_send_deliveries_to_the_spool_and_drain_it_when_t
             for replica in replicas:
                 replica.start()
         lost, twice, ledger = settled(trio.url, [one], load.acked)
-    assert not lost and not twice and set(load.codes) == {"202"} and ledger["gap"] == 0
+    assert not lost and not twice and set(load.codes) == {"202"} and ledger.gap == 0

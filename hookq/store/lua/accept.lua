@@ -1,3 +1,4 @@
+#!lua
 -- accept: what makes jobs of the entries that were added just before, in the same MULTI, for a batch of verified
 -- deliveries: each is claimed (R6), and the entry of one that was seen before is taken back. All or nothing: Redis
 -- refuses the whole transaction when memory is full.

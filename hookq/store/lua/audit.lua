@@ -1,3 +1,4 @@
+#!lua flags=no-writes
 -- audit: all numbers of the ledger in one step, so that they belong together.
 -- Returns accepted, done, discarded, retry, dead, then 7 for each source: name, ready, leased, retry, dead, and when its
 -- oldest ready job became so and its oldest dead letter died, in milliseconds (0 when there is none).

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- discard: dead letters leave; a batch of them, named by its act, can be restored until it expires.
 -- ARGV: who does it (JSON: by, who, act, what), seconds a batch is kept, then ids. Returns the ids that were discarded.
 local who, keep = cjson.decode(ARGV[1]), ARGV[2]

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- gone: which of the workers without a connection have been so in two looks, a second apart, whoever looked.
 -- ARGV: this server's run id, its grace in seconds, then the workers that are missing now. Returns those that are gone.
 -- Noted in Redis, so that a look is not lost with the worker that made it: where workers die one after the other, none

@@ -1,10 +1,10 @@
 -- What the scripts share. KEYS[1] is the prefix '{hookq}:' of every key: its hash tag keeps a script in one slot.
+-- Above it scripts.py writes the table of a job's fields: FIELDS are their names, ID, BODY … their places among the values
+-- of a job, FORMAT the value of V that this version knows.
 local P = KEYS[1]
-local FIELDS = {'v', 'id', 'delivery_id', 'event_type', 'received_at', 'attempt', 'deaths', 'suspect', 'head', 'body', 'secret'}
-local ATTEMPT, DEATHS, SUSPECT = 6, 7, 8
--- What is of another format was made by a newer version. It is left where it is for one that knows it: to move it would lose
--- what we do not know of.
-local FORMAT = '1'
+-- A job of another format was made by a newer version, and is left where it is for that one: to move it would lose the
+-- fields that we do not know.
+local function is_known(values) return values[V] == FORMAT end
 
 -- Redis' clock decides when a job is due and when it died; hosts may disagree about the time, scripts do not.
 local function now()
@@ -65,35 +65,39 @@ local function park(source, values, error)
     args[2 * i + 3] = FIELDS[i]
     args[2 * i + 4] = values[i] or ''
   end
-  redis.call('HSET', P .. 'job:' .. values[2], unpack(args))
+  redis.call('HSET', P .. 'job:' .. values[ID], unpack(args))
 end
 
 local function parked_values(id)
   local values = redis.call('HMGET', P .. 'job:' .. id, unpack(FIELDS))
-  if values[1] ~= FORMAT then return nil end
+  if not is_known(values) then return nil end
   return redis.call('HGET', P .. 'job:' .. id, 'source'), values
 end
 
 -- A dead letter stands in three sets, so that each kind of list can be counted and paged without reading jobs:
 -- all, those of its source, those of its cause. A cause is forgotten with its last dead letter.
-local function cause_id(source, cause) return string.sub(redis.sha1hex(source .. '\n' .. (cause or '')), 1, 8) end
+local function cause_id(source, text) return string.sub(redis.sha1hex(source .. '\n' .. (text or '')), 1, 8) end
+
+local function dead_sets(source, cause)
+  return {P .. 'dead', P .. 'dead:' .. source, P .. 'cause:' .. cause}
+end
 
 local function enter_dead(id, at)
-  local source, cause = unpack(redis.call('HMGET', P .. 'job:' .. id, 'source', 'cause'))
-  local cause_key = cause_id(source, cause)
-  redis.call('HSET', P .. 'causes', cause_key, source .. '\n' .. (cause or ''))
-  for _, set in ipairs({'dead', 'dead:' .. source, 'cause:' .. cause_key}) do redis.call('ZADD', P .. set, at, id) end
+  local source, text = unpack(redis.call('HMGET', P .. 'job:' .. id, 'source', 'cause'))
+  local cause = cause_id(source, text)
+  redis.call('HSET', P .. 'causes', cause, source .. '\n' .. (text or ''))
+  for _, set in ipairs(dead_sets(source, cause)) do redis.call('ZADD', set, at, id) end
 end
 
 -- Returns source, time of death; nil when it is no dead letter (any more).
 local function leave_dead(id)
   local died_at = redis.call('ZSCORE', P .. 'dead', id)
   if not died_at then return nil end
-  local source, cause = unpack(redis.call('HMGET', P .. 'job:' .. id, 'source', 'cause'))
+  local source, text = unpack(redis.call('HMGET', P .. 'job:' .. id, 'source', 'cause'))
   if not source then return nil end
-  local cause_key = cause_id(source, cause)
-  for _, set in ipairs({'dead', 'dead:' .. source, 'cause:' .. cause_key}) do redis.call('ZREM', P .. set, id) end
-  if redis.call('EXISTS', P .. 'cause:' .. cause_key) == 0 then redis.call('HDEL', P .. 'causes', cause_key) end
+  local cause = cause_id(source, text)
+  for _, set in ipairs(dead_sets(source, cause)) do redis.call('ZREM', set, id) end
+  if redis.call('EXISTS', P .. 'cause:' .. cause) == 0 then redis.call('HDEL', P .. 'causes', cause) end
   return source, died_at
 end
 
@@ -103,7 +107,7 @@ local function remember(event, source, id, facts)
 end
 
 local function bury(source, values, facts, reason, cause, trace)
-  local id = values[2]
+  local id = values[ID]
   park(source, values, facts)
   redis.call('HSET', P .. 'job:' .. id, 'reason', reason, 'cause', cause, 'trace', trace)
   enter_dead(id, now())

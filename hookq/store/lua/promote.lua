@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- promote: retries that are due become ready, the oldest first.
 -- ARGV: how many at most. Returns pairs of source and id.
 local moved = {}

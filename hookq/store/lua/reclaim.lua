@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- reclaim: the leases of a worker that is gone become ready again, as new entries, so that it cannot settle them (R5).
 -- ARGV: consumer; idle time in milliseconds below which a lease is left alone; deaths that make a dead letter;
 -- '1' to forget the worker when nothing of it is left; the entry it had in hand, '' for none, '?' when nobody saw.
@@ -20,7 +21,7 @@ local moved, left = {}, 0
 for _, lease in ipairs(held) do
   local source, entry = lease[1], lease[2]
   local values = entry_values(source, entry)
-  local known = not values or values[1] == FORMAT
+  local known = not values or is_known(values)
   if known then redis.call('XACK', ready(source), 'workers', entry) else left = left + 1 end
   if values and known then
     local deaths = tonumber(values[DEATHS]) or 0
@@ -37,11 +38,11 @@ for _, lease in ipairs(held) do
       bury(source, values, facts, 'killed_worker', 'killed_worker', '')
     else
       enqueue(source, values)
-      remember('job.reclaim', source, values[2], cjson.encode({worker = consumer, deaths = deaths, in_hand = hand == entry}))
+      remember('job.reclaim', source, values[ID], cjson.encode({worker = consumer, deaths = deaths, in_hand = hand == entry}))
     end
     count('reclaimed:' .. source)
     redis.call('XDEL', ready(source), entry)
-    for _, value in ipairs({source, values[2], outcome, tostring(deaths)}) do moved[#moved + 1] = value end
+    for _, value in ipairs({source, values[ID], outcome, tostring(deaths)}) do moved[#moved + 1] = value end
   end
 end
 -- Its leases would go with it: whoever had more than one look sees waits for the next.

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- redrive: dead letters become ready, with fresh attempts; one that killed workers stays a suspect.
 -- ARGV: who does it (JSON: by, who, act, what), then ids. Returns the ids that were put back: one that is no dead
 -- letter any more is not among them.

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- restore: discarded jobs are dead letters again, with the time of their death.
 -- ARGV: who does it (JSON: by, who, act, what), then ids. Returns the ids that were restored.
 local who = cjson.decode(ARGV[1])

@@ -1,9 +1,10 @@
+#!lua flags=no-writes
 -- select: which dead letters match. In pieces, so that nobody waits long for a search through many.
--- ARGV: the set (dead, dead:<source>, cause:<cause>), '1' for the newest first, died at least and at most then, how
+-- ARGV: the key of the set (dead, dead:<source>, cause:<cause>), '1' for the newest first, died at least and at most then, how
 -- many to pass over, how many to look at, then what must match, '' for anything: event type (whole), error, text (found
 -- anywhere in id, delivery id, event type or error; both whatever the case); then ids, if only those are meant.
 -- Returns how many were looked at, then for each match its id and its rank in the whole dead set.
-local set, low, high = P .. ARGV[1], ARGV[3], ARGV[4]
+local set, low, high = ARGV[1], ARGV[3], ARGV[4]
 local kind, error, text = ARGV[7], string.lower(ARGV[8]), string.lower(ARGV[9])
 local function has(field, wanted) return string.find(string.lower(field or ''), wanted, 1, true) end
 

@@ -1,4 +1,5 @@
--- here: an ingestion process lives, and every host's page can say so.
+#!lua flags=allow-oom
+-- beat_ingestion: an ingestion process lives, and every host's page can say so.
 -- ARGV: its host, its name, facts (JSON; '' at its end: it is forgotten). Returns the time, so that hosts agree about it.
 -- Of a host that is heard of, whoever is silent has ended. Of one that is not, all are remembered for a day: it may be cut
 -- off, with deliveries in its spool.
