@@ -119,10 +119,15 @@ def just_checked(settings: Settings) -> bool:
     """Whether the handlers were checked a moment ago: the workers of a reload need not each load
     them once more.
     """
+    return abs(time.time() - checked_at(settings)) < CHECK_S
+
+
+def checked_at(settings: Settings) -> float:
+    """Return when all handlers were last found to load, in unix seconds; 0.0 if never."""
     try:
-        return abs(time.time() - (settings.state_dir / "checked").stat().st_mtime) < CHECK_S
+        return (settings.state_dir / "checked").stat().st_mtime
     except OSError:
-        return False
+        return 0.0
 
 
 def _problems_of(command: Sequence[str]) -> list[str]:

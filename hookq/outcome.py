@@ -1,29 +1,39 @@
-"""How an attempt of a handler ends: what a handler raises, and how that is told to people.
+"""How an attempt ends: what a handler raises, and how that is reported to people.
 
-It returns: the job is done. It raises Retry: again, when it says. GiveUp: a dead letter at once.
-Anything else is retried. Handlers import the first two from `hookq`.
+    returns        the job is done
+    Retry          it runs again, when the handler says
+    GiveUp         it becomes a dead letter at once
+    anything else  it runs again, by the schedule of its source
 
-Promises: what is told is valid UTF-8, of bounded length, and needs nothing of the exception but its
-class when its own code fails. Settling is the worker's.
+Handlers import Retry and GiveUp from `hookq`. Settling is the worker's.
+
+Promises: a report is valid UTF-8 of bounded length, and needs no code of the exception's class that
+might fail itself.
 """
 
 import math
 import sysconfig
 import traceback
 from pathlib import Path
+from typing import Any
 
-# An error deep in a library is the handler's: it is told by the line that called the library.
+# What an attempt came to: why it failed, None if it did not, and facts to be kept with it.
+Outcome = tuple[BaseException | None, dict[str, Any]]
+
+# Code that is not the handler's. An error deep in a library is reported with the line of the
+# handler that called it.
 _NOT_OWN = (
     *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib")),
     str(Path(__file__).parent),
 )
-MAX_TRACE = 4000  # characters; a recursion has thousands of frames that say the same
+# Characters of a traceback: a recursion has thousands of frames that say the same.
+MAX_TRACE = 4000
 
 
 class Retry(Exception):
     """Raised by a handler: run this job again, `after_s` seconds from now if given."""
 
-    after_s: float | None = None  # also of a subclass that does not call __init__
+    after_s: float | None = None  # here, for a subclass that does not call __init__
 
     def __init__(
         self, why: str = "the handler asked for a retry", *, after_s: float | None = None
@@ -41,13 +51,13 @@ class GiveUp(Exception):
     cause = ""
 
     def because(self, cause: str) -> "GiveUp":
-        """Say which dead letters it is like, where no line of Python is the cause."""
+        """Set what groups its dead letter with others, where no line of Python is the cause."""
         self.cause = cause
         return self
 
 
 class Failed(Exception):
-    """An attempt outside Python failed: a sentence, and the cause that groups it."""
+    """An attempt outside Python failed: a sentence, and the cause that groups its dead letter."""
 
     def __init__(self, why: str, cause: str) -> None:
         super().__init__(why)
@@ -59,47 +69,42 @@ class NotJson(Exception):
 
 
 class TimeLimit(BaseException):
-    """A handler ran longer than its timeout_s. Not an Exception, so that `except Exception` in it
-    does not swallow it.
+    """A handler ran longer than its timeout_s. Not an Exception, so that a handler's own `except
+    Exception` does not swallow it.
     """
 
 
 def place_of(error: BaseException) -> str:
-    """Return "file.py:line function" of the innermost frame of the handler's own code, "" if it has
-    none.
+    """Return "file.py:line function" of the innermost frame in the handler's own code, "" if there
+    is none.
     """
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_OWN)
-    ]
-    return (
-        sendable(f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}")
-        if frames
-        else ""
-    )
+    frames = traceback.extract_tb(error.__traceback__)
+    own = next((f for f in reversed(frames) if not f.filename.startswith(_NOT_OWN)), None)
+    return sendable(f"{Path(own.filename).name}:{own.lineno} {own.name}") if own else ""
 
 
 def trace_of(error: BaseException) -> str:
-    """Return the end of the traceback as text, for the story of a dead letter: the part that says
-    where it broke.
+    """Return the end of the traceback as text, which says where it broke; "" for an error outside
+    Python.
     """
-    if error.__traceback__ is None:  # it happened outside Python
+    if error.__traceback__ is None:
         return ""
     return sendable("".join(traceback.format_exception(error)))[-MAX_TRACE:]
 
 
 def text_of(error: BaseException) -> str:
-    """Return what an exception says of itself, whatever its class does when it is asked."""
+    """Return the type and message of an exception, whatever its class does when asked."""
     try:
-        said = str(error)
+        message = str(error)
     except Exception:  # its __str__ is the handler's code, too
-        said = "(its own text cannot be made)"
+        message = "(its own text cannot be made)"
     if isinstance(error, Failed):
-        return sendable(said)
-    return sendable(f"{type(error).__name__}: {said}" if said else type(error).__name__)
+        return sendable(message)
+    return sendable(f"{type(error).__name__}: {message}" if message else type(error).__name__)
 
 
 def sendable(text: str) -> str:
-    """Return text that is valid UTF-8: half a surrogate pair, as from a file name, cannot be sent
-    to Redis.
+    """Return text as valid UTF-8. Half a surrogate pair, as a file name may have, cannot be sent to
+    Redis.
     """
     return text.encode("utf-8", "backslashreplace").decode()

@@ -24,7 +24,6 @@ from xml.etree import ElementTree
 import pytest
 from conftest import GITHUB, ROOT, SECRET, free_port
 
-import worker
 from hookq import log, wire
 from hookq.arrival import Arrival
 from hookq.ingest import loop
@@ -33,6 +32,7 @@ from hookq.job import Delivery, JobIds
 from hookq.settings import load as load_settings
 from hookq.signing import verify
 from hookq.store.keys import key
+from hookq.work import loop as working
 
 sys.path.insert(0, str(ROOT / "bench"))
 import load  # noqa: E402
@@ -170,7 +170,7 @@ def request_ratio(settings, pair):
 
 def job_ratio(settings, store, pair):
     ids, made, rows = JobIds(3), AT_ONCE * EACH, []
-    one = worker.Worker(settings, "w1", type("Asked", (), {"asked": False}))
+    one = working.Worker(settings, "w1", type("Asked", (), {"stop": False}))
     one._load()
     for _ in range(SAMPLES):
         now = time.time()
@@ -179,11 +179,11 @@ def job_ratio(settings, store, pair):
             for n in range(made)
         ]
         store.accept([(delivery, 600) for delivery in fresh])
-        done, started = one.done, time.thread_time()
-        while one.done - done < made:
+        done, started = one.progress.done, time.thread_time()
+        while one.progress.done - done < made:
             one._work(one._lease(False))
         rows.append(((time.thread_time() - started) / made, workload(pair, made) / made))
-    one.hand.close()
+    one.marker.close()
     one.store.close()
     return ratio(rows)
 
@@ -228,13 +228,13 @@ def test_request_that_costs_a_third_more_is_found(settings, pair, monkeypatch):
 
 @NUMBERS
 def test_job_that_costs_a_third_more_is_found(settings, store, pair, monkeypatch):
-    attempt = worker.attempt
+    attempt = working.attempt
 
     def slower(*args):
         workload(pair, round(JOB / 3))
         return attempt(*args)
 
-    monkeypatch.setattr(worker, "attempt", slower)
+    monkeypatch.setattr(working, "attempt", slower)
     assert job_ratio(settings, store, pair) > JOB * LIMIT
 
 

@@ -47,7 +47,6 @@ from conftest import (
 from test_webhookd import GOOD, spool_of
 from test_worker import settled
 
-import worker
 from hookq.ingest.spool import Spool
 from hookq.operate.supervisord import programs
 from hookq.settings import load
@@ -56,6 +55,8 @@ from hookq.store.jobs import LEASE_S
 from hookq.store.keys import GROUP, key
 from hookq.store.records import Settled
 from hookq.store.scripts import SCRIPTS
+from hookq.work.keeper import Keeper
+from hookq.work.loop import Worker
 
 stack, short = test_stack.stack, test_webhookd.short
 
@@ -260,20 +261,18 @@ def test_lease_decides_where_listing_the_clients_is_not_allowed_R5(
         "ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", "-client|list"
     )
     monkeypatch.setattr(redis_server, "url", f"unix://limited:pw@{redis_server.path}")
-    monkeypatch.setattr(worker, "LEASE_S", 1.5)
-    monkeypatch.setattr(worker, "RENEW_S", 0.3)
+    monkeypatch.setattr("hookq.work.keeper.LEASE_S", 1.5)
+    monkeypatch.setattr("hookq.work.keeper.RENEW_S", 0.3)
     env = {
         "WEBHOOK_SECRET": SECRET,
         "REDIS_URL": redis_server.url,
         "STATE_DIR": str(tmp_path / "state"),
     }
-    living = worker.Worker(
-        load(environ=env, root=tmp_path), "living", types.SimpleNamespace(asked=False)
-    )
-    minder = worker.Minder(living)
+    living = Worker(load(environ=env, root=tmp_path), "living", types.SimpleNamespace(asked=False))
+    keeper = Keeper(living)
     faulthandler.cancel_dump_traceback_later()
     until(
-        lambda: store.gone(set()) == set() and minder.store.gone(set()) is None,
+        lambda: store.gone(set()) == set() and keeper.store.gone(set()) is None,
         what="allowed to us, not to them",
     )
     (own,) = accepted(store)
@@ -282,7 +281,7 @@ def test_lease_decides_where_listing_the_clients_is_not_allowed_R5(
     until(crew.starts)
     victim.end(signal.SIGKILL)
     until(
-        lambda: minder._tick(time.monotonic()) or store.audit().ready,
+        lambda: keeper.turn(time.monotonic()) or store.audit().ready,
         what="the lease has run out",
     )
     assert time.monotonic() - began > 1.5
@@ -292,7 +291,7 @@ def test_lease_decides_where_listing_the_clients_is_not_allowed_R5(
         store.audit().leased == 2 and store.metrics()["reclaimed:github"] == 1
     )  # the living one kept its own
     store.redis.execute_command("ACL", "DELUSER", "limited")
-    living.store.close(), minder.store.close()
+    living.store.close(), keeper.store.close()
 
 
 @pytest.mark.parametrize("meanwhile", ["leased by another", "buried and put back"])

@@ -1,5 +1,5 @@
 """Handlers outside Python: a URL and a command, with real servers, certificates and processes; and
-jobs beside the main thread.
+the jobs that run concurrently.
 """
 
 import http.server
@@ -77,7 +77,7 @@ targets = []
 def ended():
     yield
     while targets:
-        targets.pop()._drop()
+        targets.pop().disconnect()
 
 
 def target(url, private=True, first_byte_s=5, **answers):
@@ -123,7 +123,7 @@ def test_connection_is_kept_and_made_anew_when_the_target_has_closed_it(served):
     for _ in range(3):
         assert one.run(made(), 5)[0] is None
     assert len({address for *_, address in server.seen}) == 1
-    one.mine.connection.sock.sock.shutdown(2)
+    one.local.connection.sock.sock.shutdown(2)
     assert one.run(made(), 5)[0] is None
     assert len({address for *_, address in server.seen}) == 2
 
@@ -164,7 +164,7 @@ def test_what_is_said_out_of_turn_is_no_answer_to_the_next_job(served):
 
     one = target(served(reply).url)
     assert one.run(made(), 5)[0] is None
-    until(lambda: not url._silent(one.mine.connection.sock))
+    until(lambda: not one.local.connection.sock.is_quiet())
     assert one.run(made(), 5)[0] is None
 
 
@@ -487,7 +487,7 @@ def test_command_that_is_not_there_any_more_is_retried(tmp_path):
     assert isinstance(error, Failed) and "not there, or not executable" in str(error)
 
 
-# ---------------- beside the main thread
+# ---------------- concurrently
 
 
 TOML = """[sources.github]
@@ -668,10 +668,12 @@ def test_handler_that_forks_settles_its_job_once(store, running, tmp_path):
     accepted(store, 20)
     settled(store, done=20)
     assert store.metrics().get("refused_settles", 0) == 0 and "Traceback" not in program.text
-    children = subprocess.run(
-        ["ps", "--ppid", str(program.process.pid), "-o", "stat="], capture_output=True, text=True
-    ).stdout.split()
-    assert all(state.startswith("Z") for state in children)
+    asked = ["ps", "--ppid", str(program.process.pid), "-o", "stat="]
+
+    def states():
+        return subprocess.run(asked, capture_output=True, text=True).stdout.split()
+
+    until(lambda: all(state.startswith("Z") for state in states()), what="its forks have ended")
 
 
 def test_story_of_an_attempt_outside_is_shown_by_the_command(store, running, tmp_path):

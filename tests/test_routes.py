@@ -2,15 +2,20 @@
 imported, seen by each program.
 """
 
+import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT, accepted, ask, request, until
 
 from hookq import daemon
+from hookq.settings import load
+from hookq.work.handlers import Handlers
+from hookq.work.marker import crashes, importing
 
 SOURCE = """[sources.{name}]
 scheme = "github"
@@ -137,6 +142,100 @@ def test_jobs_of_a_handler_that_cannot_be_loaded_wait_and_others_run(
     until(lambda: store.audit().done == 1)
     assert [line["source"] for line in program.saw("handler.failed")] == ["bad"]
     assert store.audit().ready == 1 and store.delivery(job.id).attempt == 0
+
+
+def test_import_that_ends_its_worker_keeps_no_other_source_from_working(
+    store, running, settings, tmp_path
+):
+    (tmp_path / "bad.py").write_text("import os\nos._exit(9)\n")
+    (tmp_path / "h.py").write_text(GOOD)
+    settings(bad="bad.py:f", good="h.py:f")
+    (job,) = accepted(store, source="bad")
+    accepted(store, 3, source="good")
+    mark = tmp_path / "state/import/bad"
+    assert running("worker.py").process.wait(20) == 9 and mark.stat().st_size == 1
+    os.utime(mark, (0, 0))  # its pause is over
+    assert running("worker.py").process.wait(20) == 9 and mark.stat().st_size == 2
+    program = running("worker.py")
+    until(lambda: store.audit().done == 3)
+    (line,) = program.saw("handler.failed")
+    assert (line["source"], line["why"]) == ("bad", "its import ended the worker")
+    assert store.audit().ready == 1 and store.delivery(job.id).attempt == 0
+    (tmp_path / "bad.py").write_text(GOOD)
+    os.utime(mark, (0, 0))
+    program.saw("handler.loaded")
+    until(lambda: store.audit().done == 4)
+    assert not mark.exists() and program.process.poll() is None
+
+
+@pytest.fixture
+def loading(settings, tmp_path):
+    """The handlers of a worker whose only source has a marker of as many crashes as it is told, and
+    of so many seconds ago.
+    """
+    (tmp_path / "h.py").write_text("def f(delivery):\n    pass\n")
+    settings(github="h.py:f")
+    env = {"WEBHOOK_SECRET": "x" * 32, "STATE_DIR": str(tmp_path)}
+    loaded = load(environ=env, root=tmp_path)
+    (tmp_path / "import").mkdir()
+
+    def mark(crashes, ago_s):
+        (tmp_path / "import/github").write_bytes(b"x" * crashes)
+        os.utime(tmp_path / "import/github", (time.time() - ago_s,) * 2)
+        return Handlers(loaded)
+
+    return mark
+
+
+@pytest.mark.parametrize(
+    ("crashes", "ago_s", "waits"),
+    [(0, 0, False), (1, 4, True), (1, 6, False), (3, 19, True), (3, 21, False), (99, 290, True)]
+    + [(99, 301, False)],
+)
+def test_pause_after_an_import_that_ended_its_worker_grows_to_a_limit(
+    loading, crashes, ago_s, waits
+):
+    handlers = loading(crashes, ago_s)
+    handlers.load()
+    assert (handlers.failed.keys(), "github" in handlers.routes) == (
+        ({"github"}, False) if waits else (set(), True)
+    )
+
+
+def test_check_of_all_handlers_ends_the_pause(loading, tmp_path):
+    handlers = loading(99, 10)
+    (tmp_path / "checked").touch()
+    handlers.load()
+    assert not handlers.failed
+
+
+def test_import_of_a_living_worker_is_no_crash_and_that_of_a_dead_one_is(tmp_path):
+    code = """if True:
+        import os, pathlib, sys
+        from hookq.work.marker import importing
+        with importing(pathlib.Path(sys.argv[1]), "github"):
+            if os.fork() == 0:  # a child that outlives it is not the importer
+                os.close(1)
+                sys.stdin.read()
+                os._exit(0)
+            print("begun", flush=True)
+            sys.stdin.read(1)
+            os._exit(9)
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, **pipes) as other:
+        assert other.stdout.readline() == b"begun\n"
+        assert crashes(tmp_path, "github")[0] == 0
+        with importing(tmp_path, "github"):
+            assert crashes(tmp_path, "github")[0] == 0
+        assert crashes(tmp_path, "github")[0] == 0, "the marker is the other's, and stays"
+        other.kill()
+        other.wait()
+        assert crashes(tmp_path, "github")[0] == 1
+        other.stdin.close()
+    with importing(tmp_path, "github"):
+        pass
+    assert crashes(tmp_path, "github") == (0, 0.0)
 
 
 @pytest.mark.parametrize("handler", ["h.py:f", "./run.sh"])

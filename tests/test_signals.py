@@ -19,9 +19,10 @@ import test_stack
 from conftest import SECRET, Program, Redis, Store, accepted, free_port, is_ready, until
 from test_faults import hammer, more, pids
 
-import worker
 from hookq.settings import load
 from hookq.store.keys import GROUP, key
+from hookq.work.keeper import Keeper
+from hookq.work.loop import Worker
 
 stack = test_stack.stack
 # A clock that a file sets. libfaketime would do the same, but hangs Debian's Redis: its allocator
@@ -206,13 +207,11 @@ def test_clock_set_by_an_hour_loses_nothing_and_keeps_leases_R4(tmp_path, monkey
 def test_clock_of_redis_that_is_set_takes_no_lease_from_the_living_R5(
     store, other, redis_server, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(worker, "LEASE_S", 2.0)
-    monkeypatch.setattr(worker, "RENEW_S", 0.2)
+    monkeypatch.setattr("hookq.work.keeper.LEASE_S", 2.0)
+    monkeypatch.setattr("hookq.work.keeper.RENEW_S", 0.2)
     env = {"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "STATE_DIR": str(tmp_path)}
-    living = worker.Worker(
-        load(environ=env, root=tmp_path), "living", types.SimpleNamespace(asked=False)
-    )
-    minder = worker.Minder(living)
+    living = Worker(load(environ=env, root=tmp_path), "living", types.SimpleNamespace(asked=False))
+    keeper = Keeper(living)
     faulthandler.cancel_dump_traceback_later()
     accepted(store)
     (held,) = other.lease({"github": 1}, 500)
@@ -222,20 +221,20 @@ def test_clock_of_redis_that_is_set_takes_no_lease_from_the_living_R5(
         while time.monotonic() < end:
             if renewed:
                 other.renew({"github": [held.entry]})
-            minder._tick(time.monotonic())
+            keeper.turn(time.monotonic())
         return store.audit().leased
 
     assert ticks(2.5, renewed=True) == 1
-    now = minder.store.now
-    monkeypatch.setattr(minder.store, "now", lambda: now() + 3600)
+    now = keeper.store.now
+    monkeypatch.setattr(keeper.store, "now", lambda: now() + 3600)
     store.redis.execute_command(
         "XCLAIM", key("ready", "github"), GROUP, "w2", 0, held.entry, "IDLE", 3_600_000, "JUSTID"
     )
     assert ticks(0.7, renewed=False) == 1
     assert ticks(2.5, renewed=True) == 1
     until(
-        lambda: minder._tick(time.monotonic()) or store.audit().ready,
+        lambda: keeper.turn(time.monotonic()) or store.audit().ready,
         10,
         "one that is not renewed runs out all the same",
     )
-    living.store.close(), minder.store.close()
+    living.store.close(), keeper.store.close()

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 from conftest import NOW, SECRET, Store, accepted, act, dead, dead_ids, delivery, fill, until
 
-import worker
 from hookq import GiveUp, Retry, daemon
 from hookq.job import MAX_DEATHS
 from hookq.outcome import NotJson
@@ -19,8 +18,16 @@ from hookq.schemes import SCHEMES
 from hookq.settings import load
 from hookq.signing import Verifier
 from hookq.sources import Source
+from hookq.store.connection import Away
 from hookq.store.keys import key
 from hookq.store.records import Lease, Settled
+from hookq.work import threads, watchdog
+from hookq.work.attempt import MAX_ERROR, attempt
+from hookq.work.clock import ServerClock
+from hookq.work.ending import Ending
+from hookq.work.keeper import NEVER, Duty, Keeper
+from hookq.work.loop import Worker
+from hookq.work.marker import in_progress
 from hookq.work.python import in_process
 from hookq.work.routes import Route
 
@@ -34,9 +41,9 @@ SOURCE = Source(
 )
 
 
-def run(handler, attempt=0, source=SOURCE):
-    lease = Lease(b"%d-1" % (1000 * NOW), delivery(attempt=attempt), 0, False)
-    return worker.attempt(
+def run(handler, made=0, source=SOURCE):
+    lease = Lease(b"%d-1" % (1000 * NOW), delivery(attempt=made), 0, False)
+    return attempt(
         lease,
         source,
         in_process(handler) if handler else None,
@@ -140,7 +147,7 @@ def test_attempt_of_a_source_that_is_gone_is_retried_then_no_source():
 
 def test_attempt_with_none_left_is_buried_without_a_run():
     ran = []
-    found = run(ran.append, attempt=3)
+    found = run(ran.append, made=3)
     assert (found.outcome, found.reason, ran) == (
         "dead",
         "max_attempts",
@@ -150,12 +157,12 @@ def test_attempt_with_none_left_is_buried_without_a_run():
 
 def test_handler_sees_the_number_of_its_attempt_and_the_bytes():
     seen = []
-    run(seen.append, attempt=1)
+    run(seen.append, made=1)
     assert (seen[0].attempt, seen[0].body, seen[0].source) == (2, b'{"n":1}', "github")
 
 
 def test_long_error_is_cut_so_that_it_fits_a_list():
-    assert len(run(fail(ValueError("x" * 10**6))).facts["error"]) == worker.MAX_ERROR
+    assert len(run(fail(ValueError("x" * 10**6))).facts["error"]) == MAX_ERROR
 
 
 # ---------------- real processes
@@ -280,6 +287,39 @@ def test_hup_starts_anew_with_the_handler_of_now(store, work):
     assert program.process.pid == pid and program.process.poll() is None
 
 
+def test_hup_with_broken_settings_during_a_job_drains_nothing(store, work):
+    program = work()
+    accepted(store, body=b"wait")
+    until(work.starts)
+    name = program.saw("process.start")[0]["worker"]
+    good = (work.folder / "webhooks.toml").read_text()
+    (work.folder / "webhooks.toml").write_text(good.replace("handler =", "handles ="))
+    program.process.send_signal(signal.SIGHUP)
+    assert "handles" in program.saw("settings.refused")[0]["problems"][0]
+    assert in_progress(work.folder / "state", name), "the job is still the one in hand"
+    (work.folder / "go").touch()
+    settled(store, done=1)
+    accepted(store, 3)
+    settled(store, done=4)
+    assert in_progress(work.folder / "state", name) == b"" and not program.events("process.drain")
+    (work.folder / "webhooks.toml").write_text(good)
+    program.process.send_signal(signal.SIGHUP)
+    until(lambda: len(program.events("process.start")) == 2)
+    assert len(program.events("process.drain")) == 1 and program.process.poll() is None
+
+
+def test_jobs_run_while_a_reload_is_checked(store, work):
+    program = work()
+    accepted(store)
+    settled(store, done=1)
+    slow = "import sys, time\n'--check' in sys.argv and time.sleep(2)\n"
+    (work.folder / "h.py").write_text(slow + HANDLER)
+    program.process.send_signal(signal.SIGHUP)
+    until(lambda: accepted(store) and store.audit().done > 10)
+    assert not program.events("process.drain")
+    until(lambda: len(program.events("process.start")) == 2)
+
+
 def test_hup_leaves_no_timer_that_ends_the_worker_anew(store, work):
     program = work(timeout_s=2)
     accepted(store, 3)
@@ -381,7 +421,7 @@ def test_full_redis_is_drained_by_a_worker_that_starts_meanwhile(private_redis, 
     store.close()
 
 
-def test_minder_lives_through_a_renewal(store, work, monkeypatch):
+def test_keeper_lives_through_a_renewal(store, work, monkeypatch):
     # Renewing happens on the first tick too: a fault in it would end the process.
     program = work()
     accepted(store, body=b"wait")
@@ -394,7 +434,7 @@ def test_minder_lives_through_a_renewal(store, work, monkeypatch):
 
 @pytest.fixture
 def quick(store, redis_server, tmp_path):
-    """A worker in this process, and the ids of the jobs that it ran; `asked` ends it."""
+    """A worker in this process, and the ids of the jobs that it ran; a stop ends it."""
     settings = load(
         environ={
             "WEBHOOK_SECRET": SECRET,
@@ -403,11 +443,11 @@ def quick(store, redis_server, tmp_path):
         },
         root=tmp_path,
     )
-    signals = type("Asked", (), {"asked": False})()
-    one = worker.Worker(settings, "w1", signals)
+    signals = SimpleNamespace(stop=False, reload=False)
+    one = Worker(settings, "w1", signals)
     one.ran = []
     one.handle = lambda delivery: one.ran.append(delivery.id)
-    one.routes["github"] = always(in_process(lambda delivery: one.handle(delivery)), False)
+    one.handlers.routes["github"] = always(in_process(lambda delivery: one.handle(delivery)), False)
     yield one
     one.store.close()
 
@@ -424,7 +464,7 @@ def ends_after(one, calls, then=lambda: None):
     def handle(delivery):
         handler(delivery)
         if len(one.ran) == calls:
-            one.signals.asked = True
+            one.ending.signals.stop = True
             then()
 
     one.handle = handle
@@ -438,7 +478,7 @@ def test_backlog_of_quick_jobs_is_leased_and_settled_while_they_run(quick, store
     )
     ends_after(quick, 200)
     quick.run()
-    assert quick.ran == made and store.audit().done == 200 and not quick.held
+    assert quick.ran == made and store.audit().done == 200 and not quick.progress.held
     assert len(asked) > 3 and sum(asked) > 60
 
 
@@ -457,7 +497,7 @@ def test_redis_lost_during_a_backlog_loses_and_repeats_nothing_R6(
             return whole(*args)
         if runs:
             whole(*args)
-        raise worker.Away("the connection is lost")
+        raise Away("the connection is lost")
 
     monkeypatch.setattr(quick.store, verb, lost)
     ends_after(quick, 200)
@@ -474,11 +514,13 @@ def test_redis_lost_during_a_backlog_loses_and_repeats_nothing_R6(
 def test_redis_that_has_forgotten_its_scripts_during_a_backlog_is_not_away(quick, store, quiet):
     accepted(store, 200)
     ends_after(
-        quick, 100, lambda: setattr(quick.signals, "asked", False) or store.redis.script_flush()
+        quick,
+        100,
+        lambda: setattr(quick.ending.signals, "stop", False) or store.redis.script_flush(),
     )
     handle = quick.handle
     quick.handle = lambda delivery: (
-        handle(delivery) or (len(quick.ran) == 200 and setattr(quick.signals, "asked", True))
+        handle(delivery) or (len(quick.ran) == 200 and setattr(quick.ending.signals, "stop", True))
     )
     quick.run()
     assert store.audit().done == 200 and not [name for name, _ in quiet if name == "redis.away"]
@@ -495,6 +537,20 @@ def test_stop_during_a_backlog_gives_back_what_was_leased_ahead(quick, store):
         audit.leased,
         audit.gap,
     ) == (120, 80, 0, 0)
+
+
+def test_handlers_that_are_due_are_loaded_during_a_backlog(quick, store, monkeypatch):
+    accepted(store, 200)
+    loaded, load = [], quick.handlers.load
+    monkeypatch.setattr(quick.handlers, "load", lambda: (loaded.append(len(quick.ran)), load()))
+    ends_after(quick, 40, lambda: setattr(quick.handlers, "load_at", 0.0))
+    handle = quick.handle
+    quick.handle = lambda delivery: (
+        handle(delivery),
+        setattr(quick.ending.signals, "stop", len(quick.ran) == 200),
+    )
+    quick.run()
+    assert loaded[0] == 0 and 40 <= loaded[1] < 150
 
 
 def test_slow_jobs_are_not_leased_ahead(quick, store, monkeypatch):
@@ -525,7 +581,7 @@ def test_two_workers_run_each_job_once(store, work):
 def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(
     monkeypatch, store, tmp_path, redis_server
 ):
-    monkeypatch.setattr(worker, "STALLED_S", 0.5)
+    monkeypatch.setattr(watchdog, "STALLED_S", 0.5)
     settings = load(
         environ={
             "WEBHOOK_SECRET": SECRET,
@@ -534,19 +590,91 @@ def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(
         },
         root=tmp_path,
     )
-    made = worker.Worker(settings, "w1", daemon.Signals())
-    made.routes["github"] = always(
+    made = Worker(settings, "w1", daemon.Signals())
+    made.handlers.routes["github"] = always(
         in_process(lambda _: until(lambda: time.monotonic() > begun + 1, 5)), False
     )
     begun, ended = time.monotonic(), []
     monkeypatch.setattr(os, "_exit", ended.append)
-    minder = worker.Minder(made)
+    Keeper(made)
     accepted(store)
     made._work(made._lease(False))
-    minder.answered_at = time.monotonic()
-    minder._watchdog()
+    watchdog.watch(made.look(), time.monotonic())
     faulthandler.cancel_dump_traceback_later()
     assert ended == [] and store.audit().done == 1
+
+
+@pytest.fixture
+def keeper(quick):
+    one = Keeper(quick)
+    faulthandler.cancel_dump_traceback_later()
+    yield one
+    one.store.close()
+
+
+def test_keeper_does_each_duty_at_its_time_and_again_at_once_what_it_could_not_do(keeper):
+    done, possible = [], [False]
+
+    def step(name, result=lambda: None):
+        return lambda _look: done.append(name) or result()
+
+    rows = [("often", 0.5, step("often")), ("seldom", 10.0, step("seldom"))]
+    rows += [("later", 10.0, step("later", lambda: possible[0]))]
+    keeper.duties = [Duty(*row) for row in rows]
+    keeper.done_at = dict.fromkeys(("often", "seldom", "later"), NEVER)
+    for now in (0.0, 0.5, 0.6):
+        keeper.turn(now)
+    assert done == ["often", "seldom", "later", "often", "later", "later"]
+    done.clear()
+    possible[0] = True
+    for turn in range(2, 25):
+        keeper.turn(turn / 2)
+    assert (done.count("often"), done.count("seldom"), done.count("later")) == (23, 1, 2)
+
+
+def test_duty_that_redis_refuses_keeps_no_other_from_its_turn(keeper):
+    done = []
+
+    def refused(_look):
+        raise Away("OOM")
+
+    keeper.duties = [Duty("refused", 10.0, refused), Duty("other", 0.5, done.append)]
+    keeper.done_at = {"refused": NEVER, "other": NEVER}
+    with pytest.raises(Away):
+        keeper.turn(0.0)
+    keeper.turn(0.5)
+    assert len(done) == 1
+
+
+def test_failure_of_our_own_in_a_thread_ends_the_process(monkeypatch, quiet):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    threads.start(lambda: 1 / 0).join(5)
+    assert ended == [threads.EX_SOFTWARE] and quiet[0][0] == "worker.failed"
+
+
+@pytest.mark.parametrize("answers", [(True, False), (False, True)], ids=["good first", "bad first"])
+def test_hup_during_a_check_means_another_check_which_decides(monkeypatch, answers):
+    signals, left = SimpleNamespace(stop=False, reload=True), list(answers)
+
+    def settings_hold(_what):
+        signals.reload = len(left) == 2  # one more comes while the first is checked
+        return left.pop(0)
+
+    monkeypatch.setattr(daemon, "settings_hold", settings_hold)
+    monkeypatch.setattr(daemon, "just_checked", lambda _settings: True)
+    ending = Ending(None, signals)
+    ending._check()
+    assert ending.reload is ending.asked is answers[1]
+
+
+@pytest.mark.parametrize("jump_s", [-3600, -6, 6, 3600])
+def test_jump_of_the_servers_clock_is_told_from_drift(jump_s):
+    clock = ServerClock()
+    assert clock.saw(NOW, 100.0) == 0.0
+    assert clock.saw(NOW + 10.2, 110.0) == 0.0
+    assert clock.saw(NOW + 20.2 + jump_s, 120.0) == pytest.approx(jump_s)
+    assert clock.saw(NOW + 30.2 + jump_s, 130.0) == 0.0
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["in turn", "beside"])
@@ -564,11 +692,11 @@ def test_worker_whose_memory_is_gone_starts_anew_wherever_the_job_ran(
         },
         root=tmp_path,
     )
-    made = worker.Worker(settings, "w1", daemon.Signals())
-    made.routes["github"] = always(lambda _job, _limit_s: (MemoryError(), {}), waits)
+    made = Worker(settings, "w1", daemon.Signals())
+    made.handlers.routes["github"] = always(lambda _job, _limit_s: (MemoryError(), {}), waits)
     accepted(store)
     made.run()  # it ends by itself, after the job is settled
-    assert store.audit().retry == 1 and made.full
+    assert store.audit().retry == 1 and made.ending.full
     made.store.close()
 
 

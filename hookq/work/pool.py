@@ -1,59 +1,55 @@
-"""Jobs that wait for somebody else, a URL or a command: each in a thread of its own, up to
+"""Jobs that wait for somebody else, a URL or a command, run concurrently: each in a thread, up to
 `concurrency` of a source at a time, whatever the main thread of the worker is doing.
 
-A source of which every handler waits leases for itself, in a thread that asks for as many jobs as
-the source has places. So it costs the Python handlers of other sources nothing, and none of its
-jobs waits for theirs. Of a source that has both kinds the main thread leases, and brings those jobs
-here that wait.
+A source of which every handler waits is leased from by a thread of its own, for as many jobs as it
+has free slots. So it costs the Python handlers of other sources nothing, and its jobs do not wait
+for theirs. A *mixed* source has handlers of both kinds: the main thread leases from it, and starts
+here those of its jobs that wait.
 
-What has ended is settled at once, by one more thread. What Redis does not answer for is settled
-again: the fence makes that safe (R5).
+Each job is settled as soon as it ends, by one more thread. While Redis is unavailable it is settled
+again and again: what Redis had done before is refused, and changes nothing (R5).
 
-Promises: no job is started beyond the places of its source. Does not promise that a stop is quick:
-jobs that run are waited for as long as their limits let them.
+Promises: no job is started beyond the slots of its source. Does not promise that a stop is quick:
+running jobs are waited for, as long as their time limits let them.
 """
 
 import contextlib
-import os
-import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Final
 
-from hookq import log
-from hookq.outcome import place_of
 from hookq.store.connection import Away
 from hookq.store.jobs import Jobs
 from hookq.store.records import Lease, Settled
+from hookq.work import threads
+from hookq.work.progress import Running
 
-BLOCK_MS: Final = 1000  # a leaser looks so often whether it should stop
-PAUSE_S: Final = (
-    0.05  # before Redis is asked again, with jitter, so that threads do not come at once
-)
-MAX_PAUSE_S: Final = 1.0
-DRAIN_S: Final = 5.0  # for settling while Redis is away at a stop
-THREAD_BYTES: Final = 512 * 1024  # of stack: 8 MB would be counted against WORKER_MEMORY
-EX_SOFTWARE: Final = 70
+# How long a lease call blocks: a stop, and a slot that has become free, are seen after that.
+BLOCK_MS: Final = 1000
+DRAIN_S: Final = 5.0  # at a stop, for settling while Redis is unavailable
+THREAD_BYTES: Final = 512 * 1024  # of stack: the usual 8 MB would be charged to WORKER_MEMORY
 
 
 class Pool:
-    """The places, and what runs in them: `leases` is entry → (lease, when it began), until it is
-    settled.
+    """The slots of each source, and the jobs in them. A job is in `leases` (entry → lease, began)
+    until it is settled, which is after its slot is free again.
     """
 
     def __init__(
         self,
         url: str,
         name: str,
-        places: Mapping[str, int],
+        slots: Mapping[str, int],
+        mixed: Collection[str],
         work: Callable[[Lease], Settled],
         settled: Callable[[Sequence[Settled], Sequence[bool]], None],
     ) -> None:
-        self.url, self.name, self.places = url, name, dict(places)
+        self.url, self.name, self.slots, self.mixed = url, name, slots, mixed
+        self.own = slots.keys() - set(mixed)  # sources that only the pool leases from
         self.work, self.settled = work, settled
         self.running: Counter[str] = Counter()
         self.leases: dict[bytes, tuple[Lease, float]] = {}
@@ -61,81 +57,85 @@ class Pool:
         self.ended: SimpleQueue[Settled | None] = SimpleQueue()
         self.stopping = False
         threading.stack_size(THREAD_BYTES)
-        self.threads = ThreadPoolExecutor(sum(self.places.values()), "pool")
+        self.threads = ThreadPoolExecutor(sum(slots.values()), "pool")
+        # One thread at once, or none can be had at all: later failures then only queue jobs.
+        self.threads.submit(int)
+        self.settler = threads.start(self._settle)
         self.leasers: list[threading.Thread] = []
-        self.settler = threading.Thread(target=_or_end, args=(self._settle,), daemon=True)
-        self.settler.start()
 
     def lease(
-        self,
-        source: str,
-        took: Callable[[list[Lease]], list[Lease]],
-        ready: Callable[[str], bool],
+        self, took: Callable[[list[Lease]], list[Lease]], limit: Callable[[str], int]
     ) -> None:
-        """Lease this source's jobs from now on. `took` hears of each lease and returns those that
-        can be run, `ready` tells whether the source's handlers are loaded.
+        """Lease from its own sources from now on. `took` notes the leases and returns those
+        that can be run; `limit` returns how many may be leased of a source now.
         """
-        lease = (self._lease, source, took, ready)
-        self.leasers.append(threading.Thread(target=_or_end, args=lease, daemon=True))
-        self.leasers[-1].start()
+        for source in self.own:
+            self.leasers.append(threads.start(self._lease, source, took, limit))
 
     def free(self, source: str) -> int:
         """Return how many more jobs of a source may be started."""
-        return self.places.get(source, 1) - self.running[source]
+        return self.slots[source] - self.running[source]
 
-    def wait(self, seconds: float) -> None:
-        """Wait until a place becomes free, or for so long."""
-        with self.changed:
-            self.changed.wait(seconds)
+    def is_full(self) -> bool:
+        """Tell whether a mixed source waits for a slot, so that the main thread should not wait
+        long for jobs of others.
+        """
+        return any(self.free(source) < 1 for source in self.mixed)
+
+    def first(self) -> Running | None:
+        """Return the job that was started first of those that are not settled."""
+        return next((Running(*pair) for pair in list(self.leases.values())), None)
 
     def start(self, lease: Lease) -> None:
-        """Start a job in a place that is free."""
+        """Start a job in a free slot."""
         with self.changed:
             self.running[lease.delivery.source] += 1
             self.leases[lease.entry] = lease, time.monotonic()
-        # Without a further thread it is queued, and one of those that are here takes it.
+        # If no further thread can be had, the job is queued all the same, and the next thread that
+        # has nothing to do runs it.
         with contextlib.suppress(RuntimeError):
-            self.threads.submit(self._run, lease)
+            self.threads.submit(threads.or_end, self._run, lease)
 
     def end(self) -> None:
-        """Lease no more; wait for what runs, each as long as its time limit lets it; settle it."""
+        """Lease no more, wait for the running jobs, and settle them."""
         self.stopping = True
         for leaser in self.leasers:
             leaser.join(DRAIN_S)
         self.threads.shutdown()
         self.ended.put(None)
-        # Nothing is lost if that is too short: the leases run out, and the jobs run again.
+        # What is not settled by then is not lost: its lease runs out, and it runs again.
         self.settler.join(DRAIN_S)
 
     def _run(self, lease: Lease) -> None:
-        self.ended.put(self.work(lease))  # nothing escapes from there
+        self.ended.put(self.work(lease))
         with self.changed:
             self.running[lease.delivery.source] -= 1
             self.changed.notify_all()
 
     def _lease(
-        self,
-        source: str,
-        took: Callable[[list[Lease]], list[Lease]],
-        ready: Callable[[str], bool],
+        self, source: str, took: Callable[[list[Lease]], list[Lease]], limit: Callable[[str], int]
     ) -> None:
-        store, again, pause_s = Jobs(self.url, self.name), True, PAUSE_S
+        """Lease one source's jobs and start them until a stop."""
+        # A lost reply may have leased jobs that only Redis knows to be ours. So `again` asks for
+        # all that we hold, until that brings nothing new.
+        store, again, backoff = Jobs(self.url, self.name), True, threads.Backoff()
         while not self.stopping:
             with self.changed:
-                if not ready(source) or self.free(source) < 1:
+                count = limit(source)
+                if count < 1:
                     self.changed.wait(BLOCK_MS / 1000)
                     continue
-            # Before it is asked: what is settled meanwhile is not to run again.
+            # Taken before Redis is asked: what is settled meanwhile may be in its answer, and must
+            # not run a second time.
             known = set(self.leases)
-            count = self.free(source) + (len(known) if again else 0)
             try:
-                leases = store.lease({source: count}, BLOCK_MS, again=again)
-            except Away:  # the main loop says so
-                again = True  # a reply may have been lost: what it leased is ours
-                time.sleep(pause_s * (0.5 + random.random() / 2))  # noqa: S311
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
+                wants = {source: count + (len(known) if again else 0)}
+                leases = store.lease(wants, BLOCK_MS, again=again)
+            except Away:  # the main loop logs it
+                again = True
+                backoff.wait()
                 continue
-            pause_s = PAUSE_S
+            backoff.reset()
             leases = took([lease for lease in leases if lease.entry not in known])
             again = again and bool(leases)
             for lease in leases:
@@ -146,29 +146,20 @@ class Pool:
         store.close()
 
     def _settle(self) -> None:
-        store, last = Jobs(self.url, self.name), False
+        """Settle what has ended, until None is in the queue."""
+        store, last, backoff = Jobs(self.url, self.name), False, threads.Backoff()
         while not last:
-            found = [self.ended.get()]
+            queued = [self.ended.get()]
             while not self.ended.empty():
-                found.append(self.ended.get())
-            last, rows = None in found, [row for row in found if row]
+                queued.append(self.ended.get())
+            last, rows = None in queued, [row for row in queued if row]
             while rows:
                 try:
                     self.settled(rows, store.settle(rows))
                     break
                 except Away:
-                    time.sleep(PAUSE_S)
+                    backoff.wait()
+            backoff.reset()
             with self.changed:
                 for row in rows:
                     self.leases.pop(row.lease.entry, None)
-
-
-def _or_end(work: Callable[..., None], *args: object) -> None:
-    """Run a thread whose failure would go unseen: its jobs would wait for ever. Better a new
-    process.
-    """
-    try:
-        work(*args)
-    except Exception as error:
-        log.event("worker.failed", "critical", error=repr(error), place=place_of(error))
-        os._exit(EX_SOFTWARE)

@@ -1,10 +1,13 @@
-"""Handlers in Python: how they are found, and run within their time limit.
+"""Handlers in Python: how they are found, and how they run within their time limit.
 
-A handler is a function of one argument, the Delivery; how it ends is told in outcome.py. This file
-runs it, the worker settles. The other kinds are in url.py and command.py.
+A handler is a function of one argument, the Delivery; outcome.py says how it may end. This file
+runs it and settles nothing. The other kinds of handlers are in url.py and command.py.
 
-The time limit is a signal, so it stops a handler that waits or computes in Python. One that is
-stuck in C code does not see signals: the worker's watchdog ends the whole process then (worker.py).
+The time limit is a signal, so it stops a handler that waits or computes in Python. Code in C that
+does not return sees no signal: then the watchdog ends the process (watchdog.py).
+
+Promises: `run` returns whatever the handler does, and a signal that comes late harms nobody. Does
+not promise that a handler which catches TimeLimit stops: it is raised again each second.
 """
 
 import importlib
@@ -22,23 +25,22 @@ from types import FrameType, ModuleType
 from typing import Any, Final
 
 from hookq.job import Delivery
-from hookq.outcome import NotJson, TimeLimit
+from hookq.outcome import NotJson, Outcome, TimeLimit
 
 Handler = Callable[[Delivery], Any]
-# Runs a handler for so many seconds at most; returns why it failed (None: done), and facts that are
-# kept with the attempt.
-Runner = Callable[[Delivery, float], tuple[BaseException | None, dict[str, Any]]]
+# Runs a handler for so many seconds at most.
+Runner = Callable[[Delivery, float], Outcome]
 
-# These are read as JSON or form; a sender that says nothing is taken to mean JSON, as almost all
-# do.
+# Content types that are read as JSON or form. None at all is taken for JSON, since almost every
+# sender means that.
 _PARSED = re.compile(
     r"|application/(?:[a-z0-9.+-]*\+)?json|text/json|application/x-www-form-urlencoded"
 )
 
 
 class BadHandler(Exception):
-    """The handler cannot be loaded; the message is a sentence for the person who wrote the
-    settings, `error` what its module raised, if it did.
+    """The handler cannot be loaded. The message is a sentence for the person who wrote the
+    settings; `error` is what its module raised, if it did.
     """
 
     def __init__(self, why: str, error: BaseException | None = None) -> None:
@@ -47,7 +49,7 @@ class BadHandler(Exception):
 
 
 def parse_body(delivery: Delivery) -> None:
-    """Check a body of JSON or form type: the handler of a source that names none. Raises
+    """Check a body of JSON or form type. This is the handler of a source that names none. Raises
     NotJson.
     """
     if _PARSED.fullmatch(delivery.content_type):
@@ -58,67 +60,57 @@ def parse_body(delivery: Delivery) -> None:
 
 
 def in_process(handler: Handler) -> Runner:
-    """Return what runs a handler in Python."""
+    """Return a runner of a handler in Python."""
     return lambda delivery, limit_s: (run(handler, delivery, limit_s), {})
 
 
 def find_handler(spec: str, base: Path) -> Handler:
-    """Return the function that "file.py:function" (relative to `base`) or "package.module:function"
-    names.
+    """Return the function named by "file.py:function" (relative to `base`) or
+    "package.module:function".
 
     Raises BadHandler with a sentence, which has the line where it is known.
     """
     where, _, name = spec.rpartition(":")
     if not where or not name.isidentifier():
         raise BadHandler('it must be "file.py:function" or "package.module:function".')
+    handler = getattr(_import(where, base), name, None)
+    if not callable(handler):
+        raise BadHandler(f"{where} has no function {name}.")
+    _check_signature(handler, name)
+    return handler  # type: ignore[no-any-return]
+
+
+def _import(where: str, base: Path) -> ModuleType:
+    """Import a file or a module; whatever it raises becomes BadHandler."""
     try:
-        module = (
-            _load_file(base / where) if where.endswith(".py") else importlib.import_module(where)
-        )
+        if where.endswith(".py"):
+            return _import_file(base / where)
+        return importlib.import_module(where)
     except FileNotFoundError:
         raise BadHandler(f"there is no file {base / where}.") from None
     except SyntaxError as error:
         raise BadHandler(f"{error.filename} line {error.lineno}: {error.msg}.") from None
-    except BaseException as error:  # SystemExit, too: a file decides about itself only
+    # SystemExit, too: a module may decide about itself, never about the worker.
+    except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)
-        last = next(
-            (f for f in reversed(frames) if not f.filename.startswith("<frozen")), frames[-1]
-        )
+        own = (f for f in reversed(frames) if not f.filename.startswith("<frozen"))
+        last = next(own, frames[-1])
         why = f"{last.filename} line {last.lineno}: {type(error).__name__}: {error}."
         raise BadHandler(why, error) from None
-    handler = getattr(module, name, None)
-    if not callable(handler):
-        raise BadHandler(f"{where} has no function {name}.")
-    if (
-        inspect.iscoroutinefunction(handler)
-        or inspect.isgeneratorfunction(handler)
-        or inspect.isasyncgenfunction(handler)
-    ):
-        raise BadHandler(
-            f"{name} is async or a generator: calling it would run nothing; make it a plain "
-            "function."
-        )
-    try:
-        inspect.signature(handler).bind(None)
-    except TypeError:
-        raise BadHandler(f"{name} cannot be called with one argument, the delivery.") from None
-    except ValueError:  # written in C: it does not tell
-        pass
-    return handler  # type: ignore[no-any-return]
 
 
-def _load_file(path: Path) -> ModuleType:
-    # A name of its own: a handlers.py of the user must not take the place of a module that is
-    # already imported.
+def _import_file(path: Path) -> ModuleType:
+    """Import a file under a name of its own: a user's handlers.py must not take the place of a
+    module of that name, nor of another folder's handlers.py.
+    """
     name = "handler_file_" + re.sub(r"\W", "_", str(path.resolve()))
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise FileNotFoundError(path)
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = (
-            module  # before it runs, as import does: dataclasses and pickle look it up there
-        )
+        # Before it runs, as import does: dataclasses and pickle look their module up there.
+        sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
         except BaseException:
@@ -127,33 +119,70 @@ def _load_file(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
+def _check_signature(handler: Handler, name: str) -> None:
+    """Refuse what would run nothing, or could not be called with a delivery."""
+    lazy = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    if any(is_lazy(handler) for is_lazy in lazy):
+        raise BadHandler(
+            f"{name} is async or a generator: calling it would run nothing; make it a plain "
+            "function."
+        )
+    try:
+        inspect.signature(handler).bind(None)
+    except TypeError:
+        raise BadHandler(f"{name} cannot be called with one argument, the delivery.") from None
+    except ValueError:  # written in C, without a signature
+        pass
+
+
+# ---------------- the time limit
+#
+# Setting a timer and taking it back cost 13 of the 80 µs of a job (a system call each, and slow in
+# a virtual machine). So one timer is left armed from job to job, and the alarm decides what it
+# means. `_due` is when it fires; `_deadline` belongs to the running handler, FOREVER between two.
+#
+#   when a handler starts                      now
+#     the timer is still to come, in time       ├─── _due ──── _deadline      it is left
+#     the timer is still to come, too late      ├─── _deadline ──── _due      it is set to _deadline
+#     the timer has fired, or never was set     ├                             it is set to _deadline
+#
+#   when the alarm comes
+#     no handler runs                           nothing; the next start sets it
+#     one runs, before its _deadline            it is set to the _deadline
+#     one runs, at or after its _deadline       TimeLimit is raised in the handler, and it is set to
+#                                               one second later: a handler that swallows TimeLimit
+#                                               (`except:` in a loop) gets the next
+#
+# So a timer that fires before the deadline costs one alarm more, and none fires after it. What a
+# handler does to the signal or the timer holds until the next batch (`watch_time`).
+# A race remains: the alarm may come when the handler has just returned. Then the job took all of
+# its time, and is counted as over it; `run` returns that, and nothing escapes.
+
 FOREVER: Final = float("inf")
 _PID: Final = os.getpid()
-_limit_s, _deadline = 0.0, FOREVER  # of the handler that runs
-_due = 0.0  # when the timer fires
+_limit_s, _deadline = 0.0, FOREVER
+_due = 0.0
 
 
 def watch_time() -> None:
-    """Set timer and signal anew for the next handler: now and then, for one of before may have
-    taken them for itself.
+    """Have the next handler set timer and signal again. Called once per batch, in case an earlier
+    handler has replaced either.
     """
     global _due
     _due = 0.0
 
 
 def stop_watch() -> None:
-    """Take the timer back. It would outlive an exec, and end the program that begins there."""
+    """Disarm the timer. It would survive an exec, and kill the program that starts there before
+    that has a handler for it.
+    """
     signal.setitimer(signal.ITIMER_REAL, 0)
     watch_time()
 
 
 def run(handler: Handler, delivery: Delivery, limit_s: float) -> BaseException | None:
-    """Run a handler in the main thread, for `limit_s` at most; return what it raised, TimeLimit if
-    it ran longer.
-
-    A timer that fires early enough is left as it is, and set anew when it fires: to set one for
-    each job and to take it back cost 13 of the 80 µs of a job (a timer is slow to set in a virtual
-    machine).
+    """Run a handler in the main thread for `limit_s` at most; return what it raised, or TimeLimit
+    if it ran longer.
     """
     global _limit_s, _deadline
     now = time.monotonic()
@@ -162,22 +191,20 @@ def run(handler: Handler, delivery: Delivery, limit_s: float) -> BaseException |
         _set_timer(now, limit_s)
     try:
         try:
-            if inspect.isawaitable(
-                handler(delivery)
-            ):  # nothing of it has run: to call that done would be a lie
+            # Of something to await nothing has run yet. To call that done would lose the job.
+            if inspect.isawaitable(handler(delivery)):
                 raise TypeError(
                     "the handler returned something to await; it must do its work before it returns"
                 )
         finally:
             _deadline = FOREVER
-            if (
-                os.getpid() != _PID
-            ):  # the handler has forked, and this is the child: two of us must not settle
+            # The handler has forked, and this is the child: only one of the two may settle.
+            if os.getpid() != _PID:
                 os._exit(0)
-    except (
-        BaseException
-    ) as error:  # also SystemExit: a handler decides about its job, never about the worker
-        # again: the alarm may have come within the line above, and comes no sooner than in a second
+    # SystemExit, too: a handler decides about its job, never about the worker.
+    except BaseException as error:
+        # Again: the alarm may have come before the line above was done. Another comes no sooner
+        # than in a second.
         _deadline = FOREVER
         return error
     return None
@@ -193,7 +220,7 @@ def _set_timer(now: float, seconds: float) -> None:
 def _on_alarm(_signal: int, _frame: FrameType | None) -> None:
     now = time.monotonic()
     if now >= _deadline:
-        _set_timer(now, 1.0)  # code that swallows this, in a bare except, is stopped by the next
+        _set_timer(now, 1.0)
         raise TimeLimit(f"the handler ran longer than its timeout_s of {_limit_s:g} s")
     if _deadline < FOREVER:
         _set_timer(now, max(0.001, _deadline - now))

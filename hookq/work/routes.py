@@ -1,11 +1,11 @@
-"""Which handler runs a job: from a source and an event type to what is called. The one room where
-code of a user is loaded.
+"""Which handler runs a job: from a source and an event type to a runner. The one room that loads a
+user's code.
 
-Only workers come here, and `--check` in a process of its own: ingestion must take a delivery
-whatever a handler's module does when it is imported. The settings know a handler's form alone.
+Only workers load it, and `--check`, in a process of its own. Ingestion never does: it must take a
+delivery whatever a handler's module does on import. The settings know a handler's form alone.
 
-Promises: `load` returns routes that can be run, or raises BadHandler with a sentence; `problems`
-has a sentence for every handler that cannot be loaded. Does not promise that an import ends.
+Promises: `Routes` can be run, or raises BadHandler with a sentence; `problems` has a sentence for
+every handler that cannot be loaded. Does not promise that an import ends (handlers.py).
 """
 
 import errno
@@ -13,9 +13,11 @@ import fnmatch
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
+from hookq.job import Delivery
+from hookq.outcome import Outcome
 from hookq.settings import Settings
 from hookq.sources import Source, Spec, kind_of
 from hookq.work import command
@@ -26,14 +28,14 @@ WAITING = {"http", "command"}  # kinds of handlers that wait for somebody else
 
 
 class Route(NamedTuple):
-    """A way to run a job: what runs it, and whether that waits for somebody else."""
+    """How to run a job: its runner, and whether that waits for somebody else."""
 
     run: Runner
     waits: bool
 
 
 class Routes:
-    """The routes of one source: the first rule whose pattern fits the event type, else the
+    """The routes of one source: that of the first rule whose pattern fits the event type, else the
     default.
     """
 
@@ -52,52 +54,54 @@ class Routes:
 
 
 def kinds(source: Source) -> set[str]:
-    """Return the kinds of a source's handlers, told by their form."""
+    """Return the kinds of a source's handlers, by their form: nothing is loaded."""
     return {kind_of(spec) for spec in (source.handler, *(spec for _, spec in source.rules))}
 
 
 def problems(settings: Settings) -> list[str]:
-    """Load every handler; return a sentence for each that cannot be.
+    """Load every handler; return a sentence for each that cannot be loaded.
 
-    For a process that does nothing else: it takes `os._exit` away from the modules that it imports,
-    so that one that ends its process is told with the line where it does.
+    For a process that does nothing else: `os._exit` is replaced, so that a module that ends its
+    process on import is reported with the line where it does.
     """
     os._exit = sys.exit  # type: ignore[assignment]
     return [problem for source in settings.sources.values() for problem in _problems(source)]
 
 
 def _problems(source: Source) -> Iterator[str]:
-    say = f"webhooks.toml: [sources.{source.name}] "
+    where = f"webhooks.toml: [sources.{source.name}]"
     rules = [(f"on {event!r}: handler", spec) for event, spec in source.rules]
-    for where, spec in [("handler", source.handler), *rules]:
+    for key, spec in [("handler", source.handler), *rules]:
         try:
             _route(spec, source)
         except BadHandler as bad:
-            # Its own worker has the port that this import wants: that says nothing of the module.
+            # The module binds a port that its own worker holds: that is no fault of the module.
             if getattr(bad.error, "errno", None) != errno.EADDRINUSE:
                 shown = list(spec) if isinstance(spec, tuple) else spec
-                yield f"{say}{where} is {shown!r}: {bad}"
+                yield f"{where} {key} is {shown!r}: {bad}"
 
 
 def _route(spec: Spec, source: Source) -> Route:
+    """Load one handler. Raises BadHandler."""
     kind = kind_of(spec)
-    run: Callable[..., Any]
+    run: Runner
     if kind == "http":
         run = _target(str(spec), source).run
     elif kind == "command":
-        if not command.found(spec[0], source.handler_dir):
+        if not command.executable(spec[0], source.handler_dir):
             raise BadHandler(f"{spec[0]} is not there, or not executable.")
         run = command.Command(tuple(spec), source.handler_dir).run
     elif kind == "ignore":
         run = _ignore
+    elif kind == "python":
+        run = in_process(find_handler(str(spec), source.handler_dir))
     else:
-        run = in_process(
-            find_handler(str(spec), source.handler_dir) if kind == "python" else parse_body
-        )
+        run = in_process(parse_body)
     return Route(run, kind in WAITING)
 
 
 def _target(url: str, source: Source) -> Target:
+    """Return the target of a source. A token of its sender is a secret, and not passed on."""
     schemes = filter(None, (source.verifier.scheme, source.verifier.scheme.or_else))
     withheld = [scheme.header for scheme in schemes if scheme.algorithm == "token"]
     return Target(
@@ -110,5 +114,5 @@ def _target(url: str, source: Source) -> Target:
     )
 
 
-def _ignore(_delivery: Any, _limit_s: float) -> tuple[None, dict[str, Any]]:
+def _ignore(_delivery: Delivery, _limit_s: float) -> Outcome:
     return None, {"ignored": True}

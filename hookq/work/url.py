@@ -1,16 +1,17 @@
-"""Passes a delivery on to a URL: its raw body and the sender's header lines, with our id, the
-attempt, and a signature.
+"""Passes a delivery on to a URL: its raw body and the sender's headers, with our id, the attempt,
+and a signature.
 
-Rules: no redirect is followed; certificates are verified; an address is judged where the connection
-is made, not where the name was looked up: private, link-local and metadata addresses are for
-sources that say so; every wait has a limit.
+Rules: no redirect is followed. Certificates are verified. Private, link-local and metadata
+addresses are refused unless the source allows them; what counts is the address connected to, not
+the one that a lookup gave a moment ago. Every wait has a limit (R7).
 
-Promises: the answer's status and its first 4 KB are kept with the attempt. Does not promise that
-the target sees a job once: it gets our id as `webhook-id`, the same in every attempt, to be
-idempotent with; nor that a name is looked up in time: there the resolver's own limits hold. Runs in
-a thread of its own for each job (worker.py), and keeps one connection in each.
+Promises: the response's status and its first 4 KB are kept with the attempt. Does not promise that
+the target sees a job once: `webhook-id` is our id, the same in each attempt, to be idempotent with.
+Nor that a name lookup ends in time: the resolver has limits of its own. Runs in threads of the pool
+(pool.py); each thread keeps one connection.
 """
 
+import contextlib
 import email.utils
 import http.client
 import io
@@ -27,33 +28,37 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from hookq.job import Delivery, header_lines
-from hookq.outcome import Failed, GiveUp, Retry, TimeLimit, sendable
+from hookq.outcome import Failed, GiveUp, Outcome, Retry, TimeLimit, sendable
 from hookq.schemes import SCHEMES
 from hookq.signing import Verifier, keys_of, sign
 
-CONNECT_S: Final = 5.0  # all addresses together, TLS included
-KEPT: Final = 4096  # bytes of an answer; whoever answers for ever is cut off there
-# Of one connection only (RFC 9110 section 7.6.1), or made anew.
+CONNECT_S: Final = 5.0  # for all addresses together, TLS included
+# Bytes of a response body that are read. A target that sends for ever is cut off there.
+KEPT: Final = 4096
+# Hop-by-hop headers (RFC 9110 section 7.6.1), and those that we set ourselves.
 NOT_PASSED: Final = frozenset((
     "connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization",
     "te", "trailer", "transfer-encoding", "upgrade", "expect", "host", "content-length",
     "webhook-id", "webhook-timestamp", "webhook-signature", "webhookd-attempt",
 ))  # fmt: skip
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
-# What Python 3.11 takes for global: metadata and platform services of clouds (Azure, Oracle), old
-# and local ways to write IPv4 within IPv6, site-local, segment routing and documentation.
+# Addresses that Python 3.11 calls global and that are not: metadata and platform services of clouds
+# (Azure, Oracle), old and local forms of IPv4 within IPv6, site-local, segment routing,
+# documentation.
 _NOT_PUBLIC: Final = tuple(map(ipaddress.ip_network, (
     "168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24", "64:ff9b:1::/48",
     "::/96", "::ffff:0:0:0/96", "fec0::/10", "5f00::/16", "3fff::/20",
 )))  # fmt: skip
-Answer = tuple[http.client.HTTPResponse, bytes]
+Response = tuple[http.client.HTTPResponse, bytes]
 
 
-class _Socket:
-    """What http.client needs of a socket, with absolute limits: for the first byte, and for all."""
+class _TimedSocket:
+    """A socket as http.client needs it, with deadlines: for the whole exchange, and for the first
+    byte of the response. A limit per read would let a target drip for ever.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
-        self.sock, self.deadline, self.first_byte = sock, 0.0, 0.0
+        self.sock, self.deadline, self.first_byte_by = sock, 0.0, 0.0
         self.readers, self.closing = 0, False
 
     def sendall(self, data: Any) -> None:
@@ -61,17 +66,34 @@ class _Socket:
 
     def makefile(self, *_: Any) -> io.BufferedReader:
         self.readers += 1
-        return io.BufferedReader(_Answer(self))
+        return io.BufferedReader(_ResponseReader(self))
 
-    def read(self, into: Any) -> int:
-        what = "begun to answer" if self.first_byte else "answered in full"
-        found = self._until(self.first_byte or self.deadline, what, self.sock.recv_into, into)
-        self.first_byte = 0.0
-        return int(found)
+    def read(self, buffer: Any) -> int:
+        what = "begun to answer" if self.first_byte_by else "answered in full"
+        deadline = self.first_byte_by or self.deadline
+        size = self._until(deadline, what, self.sock.recv_into, buffer)
+        self.first_byte_by = 0.0
+        return int(size)
 
-    def _until(self, moment: float, what: str, call: Callable[..., Any], *args: Any) -> Any:
-        left = moment - time.monotonic()
-        if left <= 0:  # also of a target that always has more to say
+    def is_quiet(self) -> bool:
+        """Tell whether there is nothing to read. Otherwise the target has closed the connection, or
+        sent what would be taken for the response to the next request.
+        """
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return not poll.poll(0)
+
+    def close(self) -> None:
+        """Close, once the last reader is done: http.client closes a connection that is not kept
+        before its response is read.
+        """
+        self.closing = True
+        if not self.readers:
+            self.sock.close()
+
+    def _until(self, deadline: float, what: str, call: Callable[..., Any], *args: Any) -> Any:
+        left = deadline - time.monotonic()
+        if left <= 0:  # a target that always has more to send never blocks
             raise TimeoutError(what)
         self.sock.settimeout(left)
         try:
@@ -79,39 +101,29 @@ class _Socket:
         except TimeoutError:
             raise TimeoutError(what) from None
 
-    def close(self) -> None:
-        """Close with the last reader: http.client closes a connection that is not kept before its
-        answer is read.
-        """
-        self.closing = True
-        if not self.readers:
-            self.sock.close()
 
+class _ResponseReader(io.RawIOBase):
+    """Reads one response; the connection outlives it."""
 
-class _Answer(io.RawIOBase):
-    """One answer of a connection that outlives it."""
-
-    def __init__(self, of: _Socket) -> None:
-        self.of = of
+    def __init__(self, sock: _TimedSocket) -> None:
+        self.sock = sock
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, into: Any) -> int:
-        return self.of.read(into)
+    def readinto(self, buffer: Any) -> int:
+        return self.sock.read(buffer)
 
     def close(self) -> None:
         if not self.closed:
             super().close()
-            self.of.readers -= 1
-            if self.of.closing:
-                self.of.close()
+            self.sock.readers -= 1
+            if self.sock.closing:
+                self.sock.close()
 
 
 class Target:
-    """A URL that deliveries are passed on to. `answers` says what becomes of a job by status, where
-    it is not the usual.
-    """
+    """A URL that deliveries are passed on to. `answers` overrides what a status means for a job."""
 
     def __init__(
         self,
@@ -123,13 +135,11 @@ class Target:
         first_byte_s: float,
         withheld: Sequence[str] = (),
     ) -> None:
-        """`withheld` names header lines of the sender that are its secret, such as
-        X-Gitlab-Token.
-        """
+        """`withheld` names headers that are the sender's secret, such as X-Gitlab-Token."""
         parts = urlsplit(url)
         self.host, self.tls = parts.hostname or "", parts.scheme == "https"
         self.port = parts.port or (443 if self.tls else 80)
-        self.named = parts.netloc
+        self.authority = parts.netloc
         self.path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self.answers, self.private, self.first_byte_s = answers, private, first_byte_s
         self.not_passed = NOT_PASSED | {name.lower() for name in withheld}
@@ -137,112 +147,104 @@ class Target:
         decoded = secret.startswith(b"whsec_") and keys_of(standard, secret)
         self.signer = Verifier(standard if decoded else replace(standard, key="text"), (secret,))
         self.context = ssl.create_default_context() if self.tls else None
-        self.mine = threading.local()
+        self.local = threading.local()
 
-    def run(
-        self, delivery: Delivery, limit_s: float
-    ) -> tuple[BaseException | None, dict[str, Any]]:
-        """Pass it on; return why that failed, if it did, and what is known of the answer."""
+    def run(self, delivery: Delivery, limit_s: float) -> Outcome:
+        """Pass it on; return why that failed, if it did, and the response."""
         deadline = time.monotonic() + limit_s
         try:
-            response, body = self._ask(delivery, deadline)
+            response, body = self._send(delivery, deadline)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            self._drop()
+            self.disconnect()
             if time.monotonic() >= deadline:
-                return TimeLimit(
-                    f"{self.named} had not answered in full within timeout_s ({limit_s:g} s)"
-                ), {}
+                why = f"{self.authority} had not answered in full within timeout_s ({limit_s:g} s)"
+                return TimeLimit(why), {}
             return self._failed(error), {}
-        facts = {
-            "answer": {
-                "status": response.status,
-                "body": sendable(body[:KEPT].decode("utf-8", "replace")),
-            }
-        }
-        return self._verdict(response.status, response.getheader("Retry-After", "")), facts
+        text = sendable(body[:KEPT].decode("utf-8", "replace"))
+        facts = {"answer": {"status": response.status, "body": text}}
+        return self._error_of(response.status, response.getheader("Retry-After", "")), facts
 
-    def _ask(self, delivery: Delivery, deadline: float) -> Answer:
-        kept: http.client.HTTPConnection | None = getattr(self.mine, "connection", None)
-        if kept and not _silent(
-            kept.sock
-        ):  # it was closed, or speaks out of turn: that would be taken for the next answer
-            self._drop()
-        elif kept:
-            try:
+    def disconnect(self) -> None:
+        """Close this thread's connection, if there is one."""
+        connection = getattr(self.local, "connection", None)
+        if connection:
+            connection.close()
+            self.local.connection = None
+
+    # ---------------- one exchange
+
+    def _send(self, delivery: Delivery, deadline: float) -> Response:
+        """Send it on the kept connection, or on a new one."""
+        kept: http.client.HTTPConnection | None = getattr(self.local, "connection", None)
+        sock: Any = kept and kept.sock
+        if kept and sock.is_quiet():
+            # The target may close it at this moment. That says nothing about the job.
+            with contextlib.suppress(http.client.RemoteDisconnected, ConnectionError):
                 return self._exchange(kept, delivery, deadline)
-            except (http.client.RemoteDisconnected, ConnectionError):
-                self._drop()  # the target had closed it meanwhile: that says nothing about the job
-        made = http.client.HTTPConnection(self.host, self.port)
-        made.sock = _Socket(self._connect(deadline))
-        self.mine.connection = made
-        return self._exchange(made, delivery, deadline)
+        self.disconnect()
+        connection = http.client.HTTPConnection(self.host, self.port)
+        connection.sock = _TimedSocket(self._connect(deadline))
+        self.local.connection = connection
+        return self._exchange(connection, delivery, deadline)
 
     def _exchange(
         self, connection: http.client.HTTPConnection, delivery: Delivery, deadline: float
-    ) -> Answer:
+    ) -> Response:
+        """Send the request and read the response; keep the connection if both ended cleanly."""
         sock: Any = connection.sock
         sock.deadline = deadline
         connection.putrequest("POST", self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self._headers(delivery):
             connection.putheader(name, value)
-        early = False
+        sent = True
         try:
             connection.endheaders(delivery.body)
-        except (
-            ConnectionError
-        ):  # it may have answered before it had read all of a large body, such as 413
-            early = True
-        sock.first_byte = min(deadline, time.monotonic() + self.first_byte_s)
+        # A target may answer before it has read a large body, with 413 for example, and close.
+        except ConnectionError:
+            sent = False
+        sock.first_byte_by = min(deadline, time.monotonic() + self.first_byte_s)
         response = connection.getresponse()
         try:
             body = response.read(KEPT + 1)
             whole = response.isclosed()
-            if len(body) <= KEPT and response.length:  # the status alone would look like an answer
+            # Cut off within what we read: the status alone would look like a response.
+            if len(body) <= KEPT and response.length:
                 raise http.client.IncompleteRead(body)
         finally:
             response.close()
-        if (
-            not whole or early or response.will_close or response.status < 200
-        ):  # after 103 the answer is still to come
-            self._drop()
+        # After an interim one, as 103, the response is still to come.
+        if not (sent and whole) or response.will_close or response.status < 200:
+            self.disconnect()
         return response, body
 
     def _headers(self, delivery: Delivery) -> list[tuple[str, str]]:
         passed = [
             line for line in header_lines(delivery.head) if line[0].lower() not in self.not_passed
         ]
-        ours = sign(self.signer, delivery.body, time.time(), delivery.id, delivery.event_type)
+        signed = sign(self.signer, delivery.body, time.time(), delivery.id, delivery.event_type)
         own = [
-            ("Host", self.named),
+            ("Host", self.authority),
             ("Content-Length", str(len(delivery.body))),
             ("webhookd-attempt", str(delivery.attempt)),
         ]
-        return [*own, *passed, *ours.items()]
+        return [*own, *passed, *signed.items()]
 
     def _connect(self, deadline: float) -> socket.socket:
+        """Return a connection to the first address that takes one, within CONNECT_S for all."""
         end, why = min(deadline, time.monotonic() + CONNECT_S), "it has no address"
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            self.host, self.port, type=socket.SOCK_STREAM
-        ):
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, address in found:
             if not self.private and not is_public(str(address[0])):
                 raise ValueError(
                     f"its address {address[0]} is not public; allow_private = true would allow it"
                 )
             sock = socket.socket(family, kind, protocol)
             try:
-                sock.settimeout(max(0.001, end - time.monotonic()))
-                sock.connect(address)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.settimeout(max(0.001, end - time.monotonic()))
-                return (
-                    self.context.wrap_socket(sock, server_hostname=self.host)
-                    if self.context
-                    else sock
-                )
+                return self._open(sock, address, end)
             except TimeoutError:
                 sock.close()
                 why = f"no connection within {CONNECT_S:g} s"
-            except ssl.SSLError:
+            except ssl.SSLError:  # it would be the same at the other addresses
                 sock.close()
                 raise
             except OSError as error:
@@ -250,59 +252,55 @@ class Target:
                 why = error.strerror or str(error)
         raise ConnectionError(why)
 
-    def _drop(self) -> None:
-        connection = getattr(self.mine, "connection", None)
-        if connection:
-            connection.close()
-            self.mine.connection = None
+    def _open(self, sock: socket.socket, address: Any, end: float) -> socket.socket:
+        sock.settimeout(max(0.001, end - time.monotonic()))
+        sock.connect(address)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.settimeout(max(0.001, end - time.monotonic()))
+        if self.context is None:
+            return sock
+        return self.context.wrap_socket(sock, server_hostname=self.host)
+
+    # ---------------- what it means for the job
 
     def _failed(self, error: Exception) -> Failed:
+        """Return the sentence about an exchange that did not end."""
+        name = self.authority
         if isinstance(error, socket.gaierror):
             return Failed(f"{self.host} cannot be resolved: {error.strerror}", "not resolved")
         if isinstance(error, ssl.SSLCertVerificationError):
-            return Failed(
-                f"the certificate of {self.named} is not good: {error.verify_message}",
-                "certificate",
-            )
+            why = f"the certificate of {name} is not good: {error.verify_message}"
+            return Failed(why, "certificate")
         if isinstance(error, TimeoutError):
-            return Failed(f"{self.named} had not {error} in time", f"not {error} in time")
+            return Failed(f"{name} had not {error} in time", f"not {error} in time")
         if isinstance(error, http.client.HTTPException):
-            return Failed(
-                f"{self.named} did not speak HTTP to the end: {type(error).__name__}",
-                "broken answer",
-            )
-        return Failed(
-            f"{self.named} cannot be reached: {getattr(error, 'strerror', None) or error}",
-            "not reached",
-        )
+            why = f"{name} did not speak HTTP to the end: {type(error).__name__}"
+            return Failed(why, "broken answer")
+        why = f"{name} cannot be reached: {getattr(error, 'strerror', None) or error}"
+        return Failed(why, "not reached")
 
-    def _verdict(self, status: int, retry_after: str) -> BaseException | None:
-        usual = (
-            "done"
-            if 200 <= status < 300
-            else "dead"
-            if 400 <= status < 500 and status not in (408, 425, 429)
-            else "retry"
-        )
-        word = self.answers.get(str(status), usual)
-        told, cause = f"{self.named} answered {status}", f"answered {status}"
-        if word == "done":
+    def _error_of(self, status: int, retry_after: str) -> BaseException | None:
+        """Return what a status means, None for done."""
+        outcome = self.answers.get(str(status)) or _usual(status)
+        why, cause = f"{self.authority} answered {status}", f"answered {status}"
+        if outcome == "done":
             return None
-        if word == "dead":
-            return GiveUp(told).because(cause)
+        if outcome == "dead":
+            return GiveUp(why).because(cause)
         after_s = seconds_of(retry_after, time.time()) if status in (429, 503) else None
-        return Failed(told, cause) if after_s is None else Retry(told, after_s=after_s)
+        return Failed(why, cause) if after_s is None else Retry(why, after_s=after_s)
 
 
-def _silent(sock: Any) -> bool:
-    look = select.poll()
-    look.register(sock.sock, select.POLLIN)
-    return not look.poll(0)
+def _usual(status: int) -> str:
+    """Return what a status means unless a source says otherwise."""
+    if 200 <= status < 300:
+        return "done"
+    return "dead" if 400 <= status < 500 and status not in (408, 425, 429) else "retry"
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address belongs to the public Internet, also as it is written within
-    IPv6.
+    """Tell whether an IP address belongs to the public Internet, in any of the forms in which IPv6
+    holds IPv4.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
@@ -317,8 +315,8 @@ def is_public(address: str) -> bool:
 
 
 def seconds_of(retry_after: str, now: float) -> float | None:
-    """Return the seconds a Retry-After (RFC 9110 section 10.2.3) asks for: a number, or a date;
-    None if it is neither.
+    """Return the seconds that a Retry-After asks for, as a number or a date (RFC 9110 section
+    10.2.3); None if it is neither.
     """
     if retry_after.isascii() and retry_after.isdigit():
         return float(retry_after) if len(retry_after) < 10 else None

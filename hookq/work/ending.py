@@ -1,0 +1,49 @@
+"""Why a worker's loop ends: a stop, a reload whose settings hold, or memory that a handler has
+filled.
+
+A HUP alone ends nothing. The settings that it announces are checked first, handlers included, in a
+process of their own and in the background: jobs go on running meanwhile, for the seconds that takes
+and for good if the check fails. So a mistake in webhooks.toml costs a line in the log, and neither
+a drain nor a lease.
+
+Promises: a stop is seen between two jobs. A HUP that comes during a check means another check, of
+the settings as they are then.
+"""
+
+import threading
+
+from hookq import daemon
+from hookq.settings import Settings
+
+
+class Ending:
+    """What was asked of this process, and what of it is to be done."""
+
+    def __init__(self, settings: Settings, signals: daemon.Signals) -> None:
+        self.settings, self.signals = settings, signals
+        self.reload = False  # asked for, and the settings hold
+        self.full = False  # the worker starts again after the job that met WORKER_MEMORY
+        self.checking = threading.Lock()
+
+    @property
+    def asked(self) -> bool:
+        """Tell whether to lease and start nothing more."""
+        return self.signals.stop or self.reload or self.full
+
+    def look(self) -> None:
+        """Begin to check the settings if a HUP came. The keeper calls it: the main thread may be in
+        a handler for as long as its limit.
+        """
+        if self.signals.reload and not self.reload and not self.checking.locked():
+            daemon.in_background(self._check)
+
+    def _check(self) -> None:
+        with self.checking:
+            good = False
+            while self.signals.reload and not self.signals.stop:
+                # Before the settings are read: a HUP that comes meanwhile is another one.
+                self.signals.reload = False
+                known = daemon.just_checked(self.settings)
+                good = daemon.settings_hold("settings" if known else "all")
+            if good:
+                self.reload = True
