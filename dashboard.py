@@ -2,24 +2,18 @@
 """The operator's web page: what is where, what failed and why, the story of each delivery, and
 `/metrics`.
 
-One thread for each request (`http.server.ThreadingHTTPServer`): a page is asked for by few people,
-and each waits for Redis. What strangers could abuse of http.server is replaced as in webhookd.py:
-heads go through the strict parser of hookq.wire, have a time limit, and connections end after their
-answer.
+Here is what each path answers, as a table of routes, and the acts. The connections, the login and
+the limits are in hookq/operate/web.py, the markup in hookq/operate/pages.py.
 
-Safe by default: a login for everything but /livez and /readyz, acts by POST only, from our own
-pages only, every value escaped, script and style from two static files, and a
-Content-Security-Policy that says so. Does not promise: numbers of one moment, but those of the
-ledger (hookq/operate/status.py).
+Rules: acts by POST only, from our own pages only; a page reads, an act answers with a redirect and
+a notice, so that a reload repeats nothing. A page that stays open asks for `/dashboard/live.json`
+every two seconds, and holds no connection in between. Does not promise: numbers of one moment,
+except those of the ledger (hookq/operate/status.py).
 """
 
 import argparse
-import base64
 import contextlib
 import hashlib
-import hmac
-import http.server
-import ipaddress
 import json
 import platform
 import re
@@ -28,14 +22,17 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
-from typing import Any
-from urllib.parse import parse_qs, unquote
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from typing import Final, NamedTuple
+from urllib.parse import unquote
 
 from hookq import daemon, log, metrics, wire
-from hookq.ingest.spool import SpoolFailed
-from hookq.operate import dlq, pages, status
-from hookq.outcome import place_of
+from hookq.operate import dlq, markup, pages, phrases, status, story, verdict, web
+from hookq.operate.audit import audit, meanwhile
+from hookq.operate.delivery_page import delivery_page
+from hookq.operate.web import HTML, TEXT, Answer, Form, Visit, first, text
 from hookq.settings import VERSION, Settings, add_flags, load
 from hookq.store import figures, reading
 from hookq.store.boot import boot_check, format_is_known
@@ -44,599 +41,293 @@ from hookq.store.connection import Away
 from hookq.store.format import NewerData
 from hookq.store.records import Act, Search
 
-HTML, TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
-PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-USER = "operator"
-MAX_FORM = 16 * 1024
-# At once: connections of anybody, each a thread, and of those who are logged in pages that ask
-# Redis, and live pages.
-MAX_CONNECTIONS, MAX_REQUESTS, MAX_STREAMS = 128, 32, 8
-SLOT_S = 5.0  # that a page waits for others to be done
-DRAIN_S = 5.0  # that those in hand are waited for at a reload or stop
-STREAM_S, EVERY_S = (
-    600.0,
-    2.0,
-)  # the browser comes again by itself; a stream without end would outlive its login
-FAILED_LOGINS, FAILED_WITHIN_S, LOGIN_DELAY_S = (
-    5,
-    60.0,
-    1.0,
-)  # guesses in a minute, before each further one costs a second
-SEARCH_S, DEEP_S = 0.05, 5.0  # a page answers in under 100 ms; who wants more asks for it
-TOKEN_HOURS = 12  # a form left open over a working day still counts
-HEADERS = (
-    "Content-Security-Policy: default-src 'none'; style-src 'self'; script-src 'self'; img-src "
-    "'self'; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'\r\n"
-    "X-Content-Type-Options: nosniff\r\nReferrer-Policy: same-origin\r\nCache-Control: no-store\r\n"
-)
-STATIC = {
-    "/static/app.css": "text/css; charset=utf-8",
-    "/static/app.js": "text/javascript; charset=utf-8",
+JSON: Final = "application/json"
+PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
+SEARCH_S: Final = 0.05  # a page answers in under 100 ms
+FORMAT_LOOK_S: Final = 2.0  # until Redis was asked whether a newer version wrote its data
+DEEP_S: Final = 5.0  # for a person who asks to search all
+STATIC: Final = {
+    "app.css": "text/css; charset=utf-8",
+    "app.js": "text/javascript; charset=utf-8",
 }
-ACTS = ("/dashboard/retry", "/dashboard/discard", "/dashboard/restore")
-DELIVERY = re.compile(r"/dashboard/deliveries/([^/]{1,300})(/body)?")
-
-Answer = tuple[int, str, bytes, str]  # status, content type, body, extra header lines
-Form = dict[str, list[str]]
+OVERVIEW: Final = "/dashboard"
+DEAD: Final = "/dashboard/dead"
+DELIVERY: Final = "/dashboard/deliveries"
 
 
-class Gone(Exception):
-    """The client is gone, or too slow."""
+# ---------------- reading
 
 
-class Server(http.server.ThreadingHTTPServer):
-    request_queue_size = 128
-    daemon_threads = True  # an answer that hangs does not hold up a stop
-
-    def __init__(self, settings: Settings, inherited: socket.socket | None = None) -> None:
-        self.settings = settings
-        self.inherited = inherited
-        self.failed_logins: deque[float] = deque(maxlen=FAILED_LOGINS)
-        self.ending = False
-        self.open = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self.slots = threading.BoundedSemaphore(MAX_REQUESTS)
-        self.streams = threading.BoundedSemaphore(MAX_STREAMS)
-        super().__init__((settings.dashboard_host, settings.dashboard_port), Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread for a connection, if there are not too many: the others are closed,
-        whoever they are.
-        """
-        if self.open.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.open.release()
-
-    def drain(self) -> None:
-        """Take no more connections, and wait a while for those in hand: an act is not to be cut in
-        the middle.
-        """
-        self.ending = True
-        self.shutdown()
-        end = time.monotonic() + DRAIN_S
-        for _ in range(MAX_CONNECTIONS):
-            self.open.acquire(timeout=max(0.0, end - time.monotonic()))
-
-    def server_bind(self) -> None:
-        if self.inherited:
-            self.socket.close()
-            self.socket = self.inherited
-            return
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)  # without asking DNS for our own name
-
-    def token(self, hour: int) -> str:
-        """Return what a form must carry: other sites' pages cannot know it."""
-        return hmac.new(
-            self.settings.dashboard_password.encode(), f"form {hour}".encode(), hashlib.sha256
-        ).hexdigest()
-
-    def known(self, host: str) -> bool:
-        """Tell whether a Host is ours. A page elsewhere gets in by a name of its own that it makes
-        resolve to us (DNS rebinding), so an address is no danger, and names are known ones.
-        """
-        name = (
-            host[: host.index("]") + 1].strip("[]")
-            if host.startswith("[")
-            else host.partition(":")[0]
-        )
-        try:
-            ipaddress.ip_address(name)
-            return True
-        except ValueError:
-            return name.lower() in {
-                "localhost",
-                self.settings.dashboard_host.lower(),
-                *self.settings.dashboard_names,
-            }
+def overview(visit: Visit, store: Client) -> Answer:
+    gathered = status.gather(store, visit.settings)
+    return Answer(200, HTML, pages.overview(gathered, frame(visit, gathered.now)))
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """One request on one connection; of its base class only the life of the socket is used."""
-
-    server: Server
-
-    def handle(self) -> None:
-        try:
-            self._handle()
-        except Gone:
-            pass  # there is nobody to tell
-
-    def _handle(self) -> None:
-        end, head_only = time.monotonic() + wire.HEAD_S, False
-        try:
-            request, body = self._receive(end)
-            head_only = request.method == "HEAD"
-            answer = self._answer(request, body)
-            if answer is None:
-                return self._stream()
-        except wire.BadRequest as bad:
-            answer = bad.status, TEXT, f"{bad}.\n".encode(), ""
-        except Gone:
-            raise
-        except (
-            Exception
-        ) as error:  # a fault of ours: told in the log, with its place, and as a sentence here
-            log.event("page.failed", "error", error=repr(error), place=place_of(error))
-            answer = 500, TEXT, b"This page failed; its log says why.\n", ""
-        code, kind, content, extra = answer
-        self._send(
-            wire.reply(
-                code,
-                content,
-                kind,
-                self.date_time_string(),
-                extra=HEADERS + extra,
-                close=True,
-                head_only=head_only,
-            )
-        )
-        try:
-            self.connection.shutdown(socket.SHUT_WR)
-            self.connection.settimeout(
-                0.2
-            )  # read what is left, so that the answer is not reset away
-            for _ in range(16):
-                if not self.connection.recv(65536):
-                    return None
-        except OSError:
-            pass
-        return None
-
-    def _send(self, data: bytes) -> None:
-        try:
-            self.connection.settimeout(wire.WRITE_S)
-            self.connection.sendall(data)
-        except OSError:
-            raise Gone from None
-
-    def _receive(self, end: float) -> tuple[wire.Request, bytes]:
-        data = b""
-        while (where := wire.head_end(data)) < 0:
-            data += self._more(end)
-        request = wire.parse_head(data[:where])
-        length = request.length or 0
-        if length > MAX_FORM:
-            raise wire.BadRequest(413, f"a form is at most {MAX_FORM} bytes")
-        while len(data) < where + length:
-            data += self._more(end)
-        return request, data[where : where + length]
-
-    def _more(self, end: float) -> bytes:
-        self.connection.settimeout(max(0.01, end - time.monotonic()))
-        try:
-            data: bytes = self.connection.recv(65536)
-        except TimeoutError:
-            raise wire.BadRequest(408, "the request was not complete in time") from None
-        except OSError:
-            raise Gone from None
-        if not data:
-            raise Gone
-        return data
-
-    def _stream(self) -> None:
-        """Send the numbers every 2 s, as server-sent events (HTML standard, section 9.2), until the
-        browser goes.
-        """
-        if not self.server.streams.acquire(blocking=False):
-            full = wire.reply(
-                503,
-                b"Too many pages are live.\n",
-                TEXT,
-                self.date_time_string(),
-                extra=HEADERS,
-                close=True,
-            )
-            self._send(full)
-            return
-        try:
-            head = (
-                "HTTP/1.1 200 OK\r\nServer: webhookd\r\nContent-Type: "
-                f"text/event-stream\r\n{HEADERS}Connection: close\r\n\r\n"
-            )
-            self._send(f"{head}retry: 5000\n\n".encode())
-            end = time.monotonic() + STREAM_S
-            while time.monotonic() < end and not self.server.ending:
-                self._send(f"data: {json.dumps(self._news())}\n\n".encode())
-                time.sleep(EVERY_S)
-        finally:
-            self.server.streams.release()
-
-    def _news(self) -> dict[str, Any]:
-        store = self._store()
-        try:
-            found = status.gather(store, self.server.settings)
-            level, clauses = status.verdict(found)
-            texts = {key: number for key, (_, number, _) in status.numbers(found).items()}
-            texts |= {f"{key}-note": note for key, (_, _, note) in status.numbers(found).items()}
-            return {"level": level, "verdict": clauses, "numbers": texts}
-        except Away as error:
-            return {
-                "level": "bad",
-                "verdict": [(f"Redis is away: {error}", "/dashboard")],
-                "numbers": {},
-            }
-        finally:
-            store.close()
-
-    # ---------------- who may
-
-    def _answer(self, request: wire.Request, body: bytes) -> Answer | None:
-        """Return the answer, or None for the stream of events."""
-        if request.path in ("/livez", "/readyz"):
-            return self._health(request.path)
-        if not self.server.known(request.fields.get("host", "")):
-            return (
-                421,
-                TEXT,
-                b"This Host is not known here: open the page by its address, or add the name "
-                b"to DASHBOARD_NAMES.\n",
-                "",
-            )
-        if not self._logged_in(request):
-            how = b"The login is user operator, with DASHBOARD_PASSWORD of .env.\n"
-            return 401, TEXT, how, 'WWW-Authenticate: Basic realm="webhookd", charset="UTF-8"\r\n'
-        if not self.server.slots.acquire(timeout=SLOT_S):
-            return 503, TEXT, b"Too many pages are being made: try again.\n", "Retry-After: 5\r\n"
-        try:
-            return self._route(request, body)
-        except Away as error:
-            if (
-                request.path == "/metrics"
-            ):  # a scrape that fails would only say that the page is down
-                return (
-                    200,
-                    PROMETHEUS,
-                    "".join(metrics.text(None, {"webhookd_redis_up": [({}, 0)]}, ())).encode(),
-                    "",
-                )
-            return 503, HTML, self._away(str(error)), "Refresh: 5\r\n"
-        finally:
-            self.server.slots.release()
-
-    def _client(self, request: wire.Request) -> str:
-        return wire.client_of(
-            self.client_address[0],
-            request.fields.get("x-forwarded-for", ""),
-            self.server.settings.trusted_proxies,
-        )
-
-    def _logged_in(self, request: wire.Request) -> bool:
-        given = request.fields.get("authorization", "")
-        expected = base64.b64encode(f"{USER}:{self.server.settings.dashboard_password}".encode())
-        kind, _, credentials = given.partition(" ")
-        good = (
-            hmac.compare_digest(credentials.strip().encode("latin-1"), expected)
-            and kind.lower() == "basic"
-        )
-        if credentials and not good:
-            now, before = time.monotonic(), self.server.failed_logins
-            log.event("login.reject", "warning", client=self._client(request))
-            slow = len(before) == FAILED_LOGINS and now - before[0] < FAILED_WITHIN_S
-            before.append(now)
-            if slow:
-                time.sleep(LOGIN_DELAY_S)
-        return good
-
-    def _own_form(self, request: wire.Request, form: Form) -> bool:
-        """Tell whether our own page sent this form, by what the browser says of it and by its
-        token. `Sec-Fetch-Site` is missing on plain HTTP from another machine, `Origin` from old
-        browsers: the token is asked for in any case.
-        """
-        site, origin = request.fields.get("sec-fetch-site"), request.fields.get("origin")
-        if site not in (None, "same-origin") or (
-            origin is not None and origin.partition("://")[2] != request.fields.get("host")
-        ):
-            return False
-        hour, given = int(time.time() // 3600), first(form, "token").encode()
-        return any(
-            hmac.compare_digest(given, self.server.token(hour - n).encode())
-            for n in range(TOKEN_HOURS)
-        )
-
-    # ---------------- what
-
-    def _health(self, path: str) -> Answer:
-        if path == "/readyz":
-            try:
-                Client(self.server.settings.redis_url, "dashboard", timeout_s=1.0).ping()
-            except Away:
-                return 503, TEXT, b"Redis is away\n", ""
-        return 200, TEXT, b"ok\n", ""
-
-    def _store(self) -> Client:
-        return Client(self.server.settings.redis_url, daemon.name_of("dashboard"), timeout_s=2.0)
-
-    def _frame(self, query: Form, now: float) -> pages.Frame:
-        return pages.Frame(
-            self.server.token(int(time.time() // 3600)), first(query, "notice")[:300], now
-        )
-
-    def _away(self, why: str) -> bytes:
-        try:
-            kept = (
-                "Deliveries go into the spool meanwhile; this machine's holds "
-                f"{dlq.spool_size(self.server.settings.state_dir)[0]:,}."
-            )
-        except SpoolFailed as error:
-            kept = str(error)
-        then = (
-            "Look at `supervisorctl -c supervisord.conf status` and at redis.log. This page tries "
-            "again every 5 seconds."
-        )
-        return pages.page(
-            "message",
-            title="Redis is away",
-            text=f"It cannot be asked what is where: {why}. {kept}",
-            then=then,
-        )
-
-    def _route(self, request: wire.Request, body: bytes) -> Answer | None:
-        path = request.path
-        if path in ("/", "/dashboard/"):
-            return 303, TEXT, b"", "Location: /dashboard\r\n"
-        if path == "/favicon.ico":  # browsers ask by themselves; there is none
-            return 204, TEXT, b"", ""
-        delivery = DELIVERY.fullmatch(path)
-        if not delivery and path not in (
-            "/dashboard",
-            "/dashboard/dead",
-            "/dashboard/events",
-            "/metrics",
-            *STATIC,
-            *ACTS,
-        ):
-            return 404, TEXT, b"There is nothing here; the page is /dashboard.\n", ""
-        wanted = ("POST",) if path in ACTS else ("GET", "HEAD")
-        if request.method not in wanted:
-            return (
-                405,
-                TEXT,
-                f"Only {wanted[0]} is possible here.\n".encode(),
-                f"Allow: {', '.join(wanted)}\r\n",
-            )
-        if path in STATIC:
-            return self._static(request)
-        if path == "/dashboard/events" and request.method == "GET":
-            return None
-        query, form = fields_of(request.query), fields_of(body.decode("utf-8", "replace"))
-        store = self._store()
-        try:
-            if path in ACTS:
-                return self._act(store, request, form)
-            if path == "/metrics":
-                return 200, PROMETHEUS, metrics_text(store, self.server.settings).encode(), ""
-            if path == "/dashboard/dead":
-                return self._dead(store, query)
-            if delivery:
-                return self._delivery(
-                    store, unquote(delivery[1], errors="replace"), bool(delivery[2]), query
-                )
-            found = status.gather(store, self.server.settings)
-            return 200, HTML, pages.overview(found, self._frame(query, found.now)), ""
-        finally:
-            store.close()
-
-    def _static(self, request: wire.Request) -> Answer:
-        content = (pages.TEMPLATES / request.path.rpartition("/")[2]).read_bytes()
-        tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-        extra = f"ETag: {tag}\r\n"
-        if request.fields.get("if-none-match") == tag:
-            return 304, STATIC[request.path], b"", extra
-        return 200, STATIC[request.path], content, extra
-
-    def _dead(self, store: Client, query: Form) -> Answer:
-        texts = {name: first(query, name) for name in pages.FILTER}
-        given = first(query, "page") or "1"
-        number, now = int(given) if re.fullmatch(r"[1-9][0-9]{0,6}", given) else 1, store.now()
-        try:
-            search = search_of(texts, now)
-        except dlq.Nonsense as error:
-            back = pages.part("link", href="/dashboard/dead", text="All dead letters")
-            return (
-                400,
-                HTML,
-                pages.page("message", title="Dead letters", text=str(error), then=back),
-                "",
-            )
-        within_s = DEEP_S if first(query, "deep") else SEARCH_S
-        selected = dlq.select(
-            store, search, (number - 1) * pages.ROWS, pages.ROWS + 1, newest=True, within_s=within_s
-        )
-        chosen = list(dlq.jobs(store, selected))
-        return (
-            200,
-            HTML,
-            pages.dead_list(
-                chosen, selected, reading.audit(store), texts, number, self._frame(query, now)
-            ),
-            "",
-        )
-
-    def _delivery(self, store: Client, id: str, download: bool, query: Form) -> Answer:
-        try:
-            found = dlq.story(store, id)
-        except dlq.NoSuch as error:
-            return (
-                404,
-                HTML,
-                pages.page("message", title="No such delivery", text=str(error), then=""),
-                "",
-            )
-        if not download:
-            return (
-                200,
-                HTML,
-                pages.delivery(found, first(query, "view"), self._frame(query, store.now())),
-                "",
-            )
-        if found.delivery is None:
-            return (
-                404,
-                TEXT,
-                f"The body is not kept any more: the job is {found.state}.\n".encode(),
-                "",
-            )
-        return (
-            200,
-            "application/octet-stream",
-            found.delivery.body,
-            f'Content-Disposition: attachment; filename="{found.id}.bin"\r\n',
-        )
-
-    def _act(self, store: Client, request: wire.Request, form: Form) -> Answer:
-        """Do what the form says, then send the browser back with a notice: a reload of the page
-        repeats nothing.
-        """
-        if not self._own_form(request, form):
-            return (
-                403,
-                TEXT,
-                b"This form did not come from a page of this dashboard, or is over 11 hours "
-                b"old: reload the page.\n",
-                "",
-            )
-        verb, act = (
-            request.path.rpartition("/")[2],
-            dlq.actor("page", f"{USER} from {self._client(request)}"),
-        )
-        back = "/dashboard/dead" if "scope" in form or "only" in form else "/dashboard"
-        if first(form, "back"):
-            back = f"/dashboard/deliveries/{wire.quoted(first(form, 'back'))}"
-        try:
-            if verb != "restore" and first(form, "scope") == "match" and not first(form, "only"):
-                asked = self._ask(store, verb, form)
-                if asked:
-                    return asked
-            notice = do(store, verb, form, act)
-        except (dlq.NoSuch, dlq.Nonsense) as error:
-            notice = str(error)
-        return 303, TEXT, b"", f"Location: {back}?notice={wire.quoted(notice)}\r\n"
-
-    def _ask(self, store: Client, verb: str, form: Form) -> Answer | None:
-        """Return the page that asks before an act on all that match, None when it has been
-        asked.
-        """
-        if first(form, "confirm"):
-            return None
-        now = store.now()
-        texts = {name: first(form, name) for name in pages.FILTER}
-        search = search_of(texts, now)
-        search = search._replace(until=min(now, search.until))
-        ids = list(dlq.select(store, search, limit=dlq.PAGE_LIMIT).numbers)
-        if not ids:
-            raise dlq.NoSuch("None match any more.")
-        ends = reading.parked(store, [ids[0], *ids[1:][-4:]])
-        if not ends:
-            raise dlq.NoSuch("Somebody else has just moved these: look again.")
-        return 200, HTML, pages.confirm(verb, ids, ends, search, texts, self._frame({}, now)), ""
-
-    def log_message(self, *_: Any) -> None:
-        """http.server's own lines have another form; acts and refusals are logged where they
-        happen.
-        """
-
-
-def fields_of(text: str) -> Form:
-    """Return the fields of a query or a form. Raises BadRequest."""
+def live(visit: Visit, store: Client) -> Answer:
+    """Return what changes on an open overview, for app.js."""
     try:
-        return parse_qs(text, max_num_fields=200)
-    except ValueError:
-        raise wire.BadRequest(400, "there are more than 200 fields") from None
+        gathered = status.gather(store, visit.settings)
+    except Away as error:
+        news = verdict.Verdict("bad", [verdict.Clause(f"Redis is away: {error}", OVERVIEW)])
+        return live_news(news, {})
+    texts: dict[str, str] = {}
+    for row in verdict.numbers(gathered):
+        texts |= {row.key: row.number, f"{row.key}-note": row.note}
+    return live_news(verdict.verdict(gathered), texts)
 
 
-def first(form: Form, name: str) -> str:
-    return form.get(name, [""])[0]
+def live_news(news: verdict.Verdict, texts: dict[str, str]) -> Answer:
+    body = {"level": news.level, "verdict": news.clauses, "numbers": texts}
+    return Answer(200, JSON, json.dumps(body).encode())
+
+
+def dead_letters(visit: Visit, store: Client) -> Answer:
+    query, now = visit.query, store.now()
+    texts = {name: first(query, name) for name in pages.FILTER}
+    given = first(query, "page") or "1"
+    number = int(given) if re.fullmatch(r"[1-9][0-9]{0,6}", given) else 1
+    try:
+        search = search_of(texts, now)
+    except dlq.Nonsense as error:
+        return message(400, "Dead letters", str(error), markup.link(DEAD, "All dead letters"))
+    passed = (number - 1) * pages.ROWS
+    within_s = DEEP_S if first(query, "deep") else SEARCH_S
+    # One row more than fits: it shows that there is another page.
+    selected = dlq.select(store, search, passed, pages.ROWS + 1, newest=True, within_s=within_s)
+    rows = pages.DeadPage(list(dlq.jobs(store, selected)), selected, texts, number)
+    ledger = audit(store, visit.settings.state_dir)
+    return Answer(200, HTML, pages.dead_list(rows, ledger, frame(visit, now)))
+
+
+def delivery(visit: Visit, store: Client) -> Answer:
+    try:
+        history = story.find(store, id_of(visit))
+    except dlq.NoSuch as error:
+        return message(404, "No such delivery", str(error))
+    view = first(visit.query, "view")
+    return Answer(200, HTML, delivery_page(history, view, frame(visit, store.now())))
+
+
+def download(visit: Visit, store: Client) -> Answer:
+    try:
+        history = story.find(store, id_of(visit))
+    except dlq.NoSuch as error:
+        return message(404, "No such delivery", str(error))
+    if history.delivery is None:
+        return text(404, f"The body is not kept any more: the job is {history.state}.")
+    name = f'Content-Disposition: attachment; filename="{history.id}.bin"\r\n'
+    return Answer(200, "application/octet-stream", history.delivery.body, name)
+
+
+def id_of(visit: Visit) -> str:
+    return unquote(visit.parts[0], errors="replace")
+
+
+def exported(visit: Visit, store: Client) -> Answer:
+    """Return /metrics: counters from Redis, gauges from the structures themselves."""
+    began = time.perf_counter()
+    store.raise_counters(log.take_counts())
+    gathered, memory = status.gather(store, visit.settings), store.memory()
+    took_s = time.perf_counter() - began
+    gauges = status.gauges(gathered, memory, VERSION, platform.python_version(), took_s)
+    lines = metrics.text(figures.metrics(store), gauges, gathered.audit.sources)
+    return Answer(200, PROMETHEUS, "".join(lines).encode())
+
+
+def static(visit: Visit, store: Client) -> Answer:
+    name = visit.parts[0]
+    content = (markup.TEMPLATES / name).read_bytes()
+    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    if visit.request.fields.get("if-none-match") == tag:
+        return Answer(304, STATIC[name], b"", f"ETag: {tag}\r\n")
+    return Answer(200, STATIC[name], content, f"ETag: {tag}\r\n")
+
+
+def home(visit: Visit, store: Client) -> Answer:
+    return Answer(303, TEXT, b"", f"Location: {OVERVIEW}\r\n")
+
+
+def no_icon(visit: Visit, store: Client) -> Answer:
+    """Answer what browsers ask for by themselves."""
+    return Answer(204, TEXT, b"")
+
+
+def frame(visit: Visit, now: float) -> markup.Frame:
+    return markup.Frame(visit.token, first(visit.query, "notice")[:300], now)
+
+
+def message(status: int, title: str, sentence: str, then: str = "") -> Answer:
+    return Answer(status, HTML, markup.page("message", title=title, text=sentence, then=then))
 
 
 def search_of(texts: dict[str, str], now: float) -> Search:
     """Return what the page's filter selects; `q` is its search field. Raises Nonsense."""
-    return dlq.search_of(
-        {**texts, "text": texts.get("q", ""), "event_type": texts.get("type", "")}, now
-    )
+    named = {**texts, "text": texts.get("q", ""), "event_type": texts.get("type", "")}
+    return dlq.search_of(named, now)
 
 
-def do(store: Client, verb: str, form: Form, act: Act) -> str:
-    """Do one act of the page; return what was done. Raises NoSuch, Nonsense."""
-    if verb == "restore":
-        if first(form, "only"):
-            return f"Restored {dlq.restore_one(store, first(form, 'only'), act)}."
-        batch, moved = dlq.restore(store, first(form, "batch"), act)
-        return f"Restored {dlq.counted(len(moved))} of batch {batch}."
-    ids = tuple(form["only"][:1] if first(form, "only") else form.get("id", []))
-    if ids or first(form, "scope") != "match":
-        search = Search(ids=ids)
-        if not ids:
-            raise dlq.NoSuch("None was ticked.")
-    else:
-        texts = {name: first(form, name) for name in pages.FILTER}
-        search = search_of(texts, store.now())
-    moved = (dlq.retry if verb == "retry" else dlq.discard)(store, search, act, dlq.PAGE_LIMIT)
+# ---------------- acting
+
+
+def act(visit: Visit, store: Client, verb: str) -> Answer:
+    """Do what the form says, or ask first; then send the browser back with a notice: a reload of
+    that page repeats nothing.
+    """
+    if not visit.own_form():
+        return text(
+            403,
+            "This form did not come from a page of this dashboard, or is over 11 hours old: reload "
+            "the page.",
+        )
+    form = visit.form
+    back = DEAD if "scope" in form or "only" in form else OVERVIEW
+    if first(form, "back"):
+        back = f"{DELIVERY}/{wire.quoted(first(form, 'back'))}"
+    try:
+        if verb in pages.QUESTIONS and all_that_match(form) and not first(form, "confirm"):
+            return question(visit, store, verb)
+        actor = dlq.actor("page", f"{web.USER} from {visit.client}")
+        notice = (
+            restore(store, form, actor) if verb == "restore" else move(store, verb, form, actor)
+        )
+    except (dlq.NoSuch, dlq.Nonsense) as error:
+        notice = str(error)
+    return Answer(303, TEXT, b"", f"Location: {back}?notice={wire.quoted(notice)}\r\n")
+
+
+def all_that_match(form: Form) -> bool:
+    return first(form, "scope") == "match" and not first(form, "only")
+
+
+def question(visit: Visit, store: Client, verb: str) -> Answer:
+    """Return the page that asks before an act on all that match. Raises NoSuch, Nonsense."""
+    form, now = visit.form, store.now()
+    texts = {name: first(form, name) for name in pages.FILTER}
+    search = dlq.frozen(search_of(texts, now), now)
+    ids = dlq.select(store, search, limit=dlq.PAGE_LIMIT).ids
+    if not ids:
+        raise dlq.NoSuch("None match any more.")
+    ends = reading.parked(store, [ids[0], *ids[1:][-4:]])
+    if not ends:
+        raise dlq.NoSuch("Somebody else has just moved these: reload the list.")
+    content = pages.confirm(verb, ids, ends, search, texts, markup.Frame(visit.token, "", now))
+    return Answer(200, HTML, content)
+
+
+def move(store: Client, verb: str, form: Form, actor: Act) -> str:
+    """Redrive or discard what the form selects; return what was done. Raises NoSuch, Nonsense."""
+    named = form["only"][:1] if first(form, "only") else form.get("id", [])
+    if not named and not all_that_match(form):
+        raise dlq.NoSuch("None was ticked.")
+    search = Search(ids=tuple(named))
+    if not named:
+        search = search_of({name: first(form, name) for name in pages.FILTER}, store.now())
+    ids = dlq.select(store, search, limit=dlq.PAGE_LIMIT).ids
+    moved = (dlq.redrive if verb == "redrive" else dlq.discard)(store, ids, search, actor)
     if not moved:
         raise dlq.NoSuch(
-            "No dead letter any more: somebody else has put back or discarded what was chosen."
+            "No dead letter was moved: somebody else has put back or discarded what was chosen."
         )
-    named = moved[0] if len(moved) == 1 else dlq.counted(len(moved))
-    left = (
-        f" {len(ids) - len(moved)} were no dead letters any more." if len(ids) > len(moved) else ""
-    )
-    if verb == "retry":
-        return f"Put back {named}.{left}"
+    what = moved[0] if len(moved) == 1 else phrases.counted(len(moved))
+    left = len(named) - len(moved)
+    missed = f" {left} were no longer dead letters." if left > 0 else ""
+    if verb == "redrive":
+        return f"Put back {what}.{missed}"
     return (
-        f"Discarded {named} (batch {act.act}).{left} They can be restored for 24 h, below on the "
-        f"overview or by dlqctl --undo {act.act}."
+        f"Discarded {what} (batch {actor.act}).{missed} They can be restored for 24 h: on the "
+        f"overview, or by dlqctl --undo {actor.act}."
     )
 
 
-def metrics_text(store: Client, settings: Settings) -> str:
-    """Return /metrics: counters from Redis, gauges from the structures themselves."""
-    began = time.perf_counter()
-    store.raise_counters(log.take_counts())
-    found, memory = status.gather(store, settings), store.memory()
-    gauges = metrics.gauges_of(
-        found, memory, VERSION, platform.python_version(), time.perf_counter() - began
+def restore(store: Client, form: Form, actor: Act) -> str:
+    """Restore what the form names; return what was done. Raises NoSuch."""
+    if first(form, "only"):
+        return f"Restored {dlq.restore_one(store, first(form, 'only'), actor)}."
+    batch, moved = dlq.restore(store, first(form, "batch"), actor)
+    return f"Restored {phrases.counted(len(moved))} of batch {batch}."
+
+
+# ---------------- the table
+
+
+class Route(NamedTuple):
+    """The paths that match whole, the methods they take, and what answers; groups of the path are
+    `visit.parts`.
+    """
+
+    path: re.Pattern[str]
+    methods: tuple[str, ...]
+    answer: Callable[[Visit, Client], Answer]
+
+
+READ: Final = ("GET", "HEAD")
+ROUTES: Final = tuple(
+    Route(re.compile(path), methods, answer)
+    for path, methods, answer in (
+        (r"/(?:dashboard/)?", READ, home),
+        (r"/favicon\.ico", READ, no_icon),
+        (r"/static/(app\.css|app\.js)", READ, static),
+        (r"/metrics", READ, exported),
+        (r"/dashboard", READ, overview),
+        (r"/dashboard/live\.json", READ, live),
+        (r"/dashboard/dead", READ, dead_letters),
+        (r"/dashboard/deliveries/([^/]{1,300})", READ, delivery),
+        (r"/dashboard/deliveries/([^/]{1,300})/body", READ, download),
+        (r"/dashboard/retry", ("POST",), partial(act, verb="redrive")),
+        (r"/dashboard/discard", ("POST",), partial(act, verb="discard")),
+        (r"/dashboard/restore", ("POST",), partial(act, verb="restore")),
     )
-    return "".join(metrics.text(figures.metrics(store), gauges, found.audit.sources))
+)
 
 
-def serve_until_asked(settings: Settings, signals: daemon.Signals, woken: socket.socket) -> None:
-    """Return when a stop or a reload is wanted; end beside the data of a newer version."""
-    known = False
-    while not (signals.stop or daemon.reload_wanted(signals)):
+def respond(visit: Visit) -> Answer:
+    """Answer whoever is logged in."""
+    for route in ROUTES:
+        if path := route.path.fullmatch(visit.request.path):
+            break
+    else:
+        return text(404, "There is nothing here; the page is /dashboard.")
+    if visit.request.method not in route.methods:
+        allow = f"Allow: {', '.join(route.methods)}\r\n"
+        return text(405, f"Only {route.methods[0]} is possible here.", allow)
+    name = daemon.name_of("dashboard")
+    with closing(Client(visit.settings.redis_url, name, timeout_s=2.0)) as store:
         try:
-            known = known or format_is_known(settings.redis_url, "dashboard")
-        except NewerData as error:
-            daemon.refuse_newer(str(error))
-        woken.settimeout(None if known else EVERY_S)
-        with contextlib.suppress(TimeoutError):
-            woken.recv(4096)
+            return route.answer(visit._replace(parts=path.groups()), store)
+        except Away as error:
+            return redis_away(visit, str(error))
+
+
+def redis_away(visit: Visit, why: str) -> Answer:
+    if visit.request.path == "/metrics":  # a scrape that fails would only say that we are down
+        lines = metrics.text(None, {"webhookd_redis_up": [({}, 0)]}, ())
+        return Answer(200, PROMETHEUS, "".join(lines).encode())
+    kept = meanwhile(visit.settings.state_dir)
+    then = (
+        "Look at `supervisorctl -c supervisord.conf status` and at redis.log. This page tries "
+        "again every 5 seconds."
+    )
+    page = message(503, "Redis is away", f"Nothing can be shown: {why}. {kept}", then)
+    return page._replace(extra="Refresh: 5\r\n")
+
+
+def alive(settings: Settings) -> Answer:
+    return text(200, "ok")
+
+
+def ready(settings: Settings) -> Answer:
+    try:
+        with closing(Client(settings.redis_url, "dashboard", timeout_s=1.0)) as store:
+            store.ping()
+    except Away:
+        return text(503, "Redis is away")
+    return text(200, "ok")
+
+
+PUBLIC: Final = {"/livez": alive, "/readyz": ready}  # without a login
+
+
+# ---------------- the program
 
 
 def main() -> None:
@@ -652,8 +343,8 @@ def main() -> None:
     def read_settings() -> Settings:
         return load(flags, root=daemon.root(), need=("DASHBOARD_PASSWORD",), sources=False)
 
-    # The kernel may hand a signal to any thread, and Python runs its handler in this one: it must
-    # be woken for that.
+    # The kernel may hand a signal to any thread, and Python runs its handler in this one, which
+    # must be woken for that.
     waker, woken = socket.socketpair()
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
@@ -661,17 +352,9 @@ def main() -> None:
     settings = daemon.load_or_exit(read_settings)
     if args.check:
         daemon.end_check(settings)
-    try:
-        server = Server(settings, daemon.inherited_socket())
-    except OSError as error:
-        where = f"{settings.dashboard_host}:{settings.dashboard_port}"
-        sys.exit(
-            f"{where} cannot be listened on: {error.strerror}. Set DASHBOARD_HOST and "
-            "DASHBOARD_PORT to a free address."
-        )
-    threading.Thread(
-        target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
-    ).start()
+    server = listening(settings)
+    serving = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
+    serving.start()
     log.event("process.start", program="dashboard", version=VERSION)
     boot_check(settings.redis_url, daemon.name_of("dashboard"), settings.durability)
     serve_until_asked(settings, signals, woken)
@@ -679,6 +362,30 @@ def main() -> None:
     if not signals.stop:
         daemon.reexec(server.socket)
     log.event("process.end", program="dashboard")
+
+
+def serve_until_asked(settings: Settings, signals: daemon.Signals, woken: socket.socket) -> None:
+    """Return when a stop or a reload is wanted; end beside the data of a newer version."""
+    known = False
+    while not (signals.stop or daemon.reload_wanted(signals)):
+        try:
+            known = known or format_is_known(settings.redis_url, "dashboard")
+        except NewerData as error:
+            daemon.refuse_newer(str(error))
+        woken.settimeout(None if known else FORMAT_LOOK_S)
+        with contextlib.suppress(TimeoutError):
+            woken.recv(4096)
+
+
+def listening(settings: Settings) -> web.Server:
+    try:
+        return web.Server(settings, PUBLIC, respond, daemon.inherited_socket())
+    except OSError as error:
+        where = f"{settings.dashboard_host}:{settings.dashboard_port}"
+        sys.exit(
+            f"{where} cannot be listened on: {error.strerror}. Set DASHBOARD_HOST and "
+            "DASHBOARD_PORT to a free address."
+        )
 
 
 if __name__ == "__main__":

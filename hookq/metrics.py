@@ -1,20 +1,20 @@
-"""The metrics: one table of all that is exported, how durations are counted, and the Prometheus
-text of it.
+"""The metrics: one table of everything exported, how durations are counted, and the Prometheus
+text of both.
 
-Pure: numbers in, text out. Counters live in Redis as <field>:<label>[:<label>] and move in steps
-and pipelines that are made anyway, so they are right over all processes and hosts. Every series
-that is known starts at 0; labels are bounded: a source is one that was configured, or `_unknown`,
-never a path of a stranger.
+Pure: numbers in, text out. Counters live in Redis as <field>:<label>[:<label>] and are raised in
+steps and pipelines that run anyway, so they count all processes and hosts. Every known series starts
+at 0. Labels are bounded: a source is one that was configured, or `_unknown`, never a stranger's
+path.
 
-If you change a table here, also change ops/alerts.yml, ops/grafana.json and docs/metrics.md
-(tests/test_metrics.py holds them together).
+A change to a table here belongs into ops/alerts.yml, ops/grafana.json and docs/metrics.md, too
+(tests/test_metrics.py compares them).
 """
 
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from hookq.job import REASONS
 
@@ -53,8 +53,8 @@ UNKNOWN: Final = "_unknown"
 
 
 class Metric(NamedTuple):
-    """One row: its field in Redis ("" for a gauge, whose value is looked up when asked), type,
-    help, and labels with the values that are known ("source" stands for every source).
+    """One row: its field in Redis ("" for a gauge, whose value is read at each scrape), type, help,
+    and labels with their known values ("source" stands for every source).
     """
 
     field: str
@@ -111,13 +111,13 @@ Sample = tuple[dict[str, str], float]
 
 
 def bucket(name: str, seconds: float) -> int:
-    """Return the place of a duration in BUCKETS, one past the last for what is longer than all."""
+    """Return the index of a duration in BUCKETS, one past the last for one longer than all."""
     return bisect_left(BUCKETS[name], seconds)
 
 
 class Durations:
-    """Counts durations of one name where a microsecond matters; `drain` adds them to counters, as
-    settle.lua names them: h:<name>:<source>:<place>, and the sum in microseconds
+    """Counts durations of one name where a microsecond matters. `drain` adds them to counters with
+    the names that settle.lua uses: h:<name>:<source>:<index>, and the sum in microseconds
     hs:<name>:<source>.
     """
 
@@ -132,9 +132,9 @@ class Durations:
 
     def drain(self, counters: Counter[str]) -> None:
         for source, row in self.rows.items():
-            for place, n in enumerate(row[:-1]):
+            for index, n in enumerate(row[:-1]):
                 if n:
-                    counters[f"h:{self.name}:{source}:{place}"] += int(n)
+                    counters[f"h:{self.name}:{source}:{index}"] += int(n)
             counters[f"hs:{self.name}:{source}"] += int(1e6 * max(0.0, row[-1]))
         self.rows.clear()
 
@@ -144,21 +144,20 @@ def text(
     gauges: Mapping[str, Iterable[Sample]],
     sources: Iterable[str],
 ) -> Iterator[str]:
-    """Yield the lines of the Prometheus text format (version 0.0.4). `gauges` are samples by name,
-    from whoever knows.
+    """Yield the lines of the Prometheus text format (version 0.0.4). `gauges` are samples by name.
 
     `counters` is None while they cannot be read: at 0 they would look as if they had been reset.
     """
-    known = sorted(sources)
+    names = sorted(sources)
     for name, metric in METRICS.items():
         yield f"# HELP {name} {metric.help}\n# TYPE {name} {metric.type}\n"
         if metric.type != "gauge" and counters is None:
             continue
         if counters is not None and metric.type == "histogram":
-            for source in known:
+            for source in names:
                 yield from _histogram(name, metric.field, source, counters)
         elif counters is not None and metric.type == "counter":
-            for labels in _known_labels(metric, known):
+            for labels in _known_labels(metric, names):
                 value = counters.get(":".join((metric.field, *labels.values())), 0)
                 yield f"{name}{_labels(labels)} {value}\n"
         else:
@@ -166,23 +165,20 @@ def text(
                 yield f"{name}{_labels(labels)} {_number(number)}\n"
 
 
-def _known_labels(metric: Metric, sources: list[str]) -> Iterator[dict[str, str]]:
-    def values(allowed: tuple[str, ...]) -> list[str]:
-        return [
-            *(sources if "source" in allowed else ()),
-            *(value for value in allowed if value != "source"),
-        ]
-
-    found: list[dict[str, str]] = [{}]
+def _known_labels(metric: Metric, sources: list[str]) -> list[dict[str, str]]:
+    """Return every combination of the values that are known for the labels of a metric."""
+    rows: list[dict[str, str]] = [{}]
     for label, allowed in metric.labels:
-        found = [{**before, label: value} for before in found for value in values(allowed)]
-    yield from found
+        values = sources if "source" in allowed else []
+        values = [*values, *(value for value in allowed if value != "source")]
+        rows = [{**row, label: value} for row in rows for value in values]
+    return rows
 
 
 def _histogram(name: str, field: str, source: str, counters: Mapping[str, int]) -> Iterator[str]:
     bounds = [*(_number(bound) for bound in BUCKETS[field]), "+Inf"]
     totals = list(
-        accumulate(counters.get(f"h:{field}:{source}:{place}", 0) for place in range(len(bounds)))
+        accumulate(counters.get(f"h:{field}:{source}:{index}", 0) for index in range(len(bounds)))
     )
     for bound, total in zip(bounds, totals, strict=True):
         yield f"{name}_bucket{_labels({'source': source, 'le': bound})} {total}\n"
@@ -191,8 +187,8 @@ def _histogram(name: str, field: str, source: str, counters: Mapping[str, int]) 
 
 
 def _labels(labels: Mapping[str, str]) -> str:
-    told = (f'{name}="{_quoted(value)}"' for name, value in labels.items())
-    return f"{{{','.join(told)}}}" if labels else ""
+    pairs = (f'{name}="{_quoted(value)}"' for name, value in labels.items())
+    return f"{{{','.join(pairs)}}}" if labels else ""
 
 
 def _quoted(value: str) -> str:
@@ -201,56 +197,3 @@ def _quoted(value: str) -> str:
 
 def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(round(value, 6))
-
-
-def gauges_of(
-    status: Any, memory: tuple[int, int], version: str, python: str, took_s: float
-) -> dict[str, list[Sample]]:
-    """Return the samples of every gauge from a Status (hookq/operate/status.py). What cannot be known has
-    no sample.
-    """
-    audit, now = status.audit, status.now
-    busy = sum(1 for beat in status.workers.values() if beat.job)
-    last = {
-        (field.partition(":")[0], field.partition(":")[2]): at for field, at in status.last.items()
-    }
-    sources = audit.sources
-    found: dict[str, list[Sample]] = {
-        "webhookd_jobs": [
-            ({"source": name, "state": state}, getattr(row, state))
-            for name, row in sources.items()
-            for state in STATES
-        ],
-        "webhookd_oldest_job_age_seconds": [
-            (
-                {"source": name, "state": state},
-                max(0.0, now - oldest) if (oldest := getattr(row, f"oldest_{state}")) else 0.0,
-            )
-            for name, row in sources.items()
-            for state in ("ready", "dead")
-        ],
-        "webhookd_workers": [
-            ({"state": "busy"}, busy),
-            ({"state": "idle"}, len(status.workers) - busy),
-        ],
-        "webhookd_spooled": [({}, audit.spooled)] if audit.spooled is not None else [],
-        "webhookd_spool_bytes": [({}, audit.spool_bytes)] if audit.spool_bytes is not None else [],
-        "webhookd_ledger_gap": [({}, audit.gap)],
-        "webhookd_secret_last_used_timestamp_seconds": [
-            ({"source": rest.partition(":")[0], "secret": rest.partition(":")[2]}, at)
-            for (name, rest), at in sorted(last.items())
-            if name == "secret"
-        ],
-        "webhookd_last_accepted_timestamp_seconds": [
-            ({"source": name}, last.get(("accepted", name), 0)) for name in sources
-        ],
-        "webhookd_last_done_timestamp_seconds": [
-            ({"source": name}, last.get(("done", name), 0)) for name in sources
-        ],
-        "webhookd_redis_up": [({}, 1)],
-        "webhookd_redis_memory_used_bytes": [({}, memory[0])],
-        "webhookd_redis_memory_max_bytes": [({}, memory[1])],
-        "webhookd_scrape_duration_seconds": [({}, took_s)],
-        "webhookd_build_info": [({"version": version, "python": python}, 1)],
-    }
-    return found

@@ -1,7 +1,10 @@
 // What the page does beyond its plain self: numbers stay live, and all rows can be ticked at once.
 "use strict";
 
-const live = document.getElementById("live");
+const EVERY_MS = 2000;
+const SLOWEST_MS = 30000; // while the dashboard fails: the wait doubles up to this
+const LIMIT_MS = 10000; // of one request
+
 const verdict = document.querySelector("[data-live=verdict]");
 
 function show(name, text) {
@@ -23,30 +26,62 @@ function update(news) {
   }));
 }
 
+// Each request ends before the next begins, so no tab holds a connection. States: live; lost (tries
+// again by itself); ended (the login is gone: each further try would count as a wrong password);
+// paused. A hidden tab asks for nothing.
 if (verdict) {
-  const button = document.createElement("button");
-  let source = null;
-  const start = () => {
-    source = new EventSource("/dashboard/events");
-    source.onmessage = (event) => update(JSON.parse(event.data));
-    source.onerror = () => { // too many live pages, or the login is over: the browser does not try again
-      if (source && source.readyState === EventSource.CLOSED) {
-        source = null;
-        button.textContent = "Not live: go on";
-      }
-    };
-    button.textContent = "Live: pause";
+  const labels = {
+    live: "Live: pause",
+    lost: "Disconnected: resume",
+    ended: "Disconnected: resume",
+    paused: "Paused: resume",
   };
+  const button = document.createElement("button");
+  let state = "live", failures = 0, timer = 0;
+  let turn = 0; // whatever was asked in an earlier turn is ignored
+
+  const enter = (next) => {
+    state = next;
+    if (button.textContent !== labels[next]) button.textContent = labels[next];
+  };
+  const stop = () => {
+    turn++;
+    clearTimeout(timer);
+  };
+  const ask = async () => {
+    stop();
+    const mine = turn;
+    let news = null, status = 0;
+    try {
+      const answer = await fetch("/dashboard/live.json", { signal: AbortSignal.timeout(LIMIT_MS) });
+      status = answer.status;
+      if (answer.ok) news = await answer.json();
+    } catch { /* no answer, or only a part of one: as bad as a wrong one */ }
+    if (mine !== turn) return;
+    if (news) update(news);
+    failures = news ? 0 : failures + 1;
+    enter(news ? "live" : status === 401 ? "ended" : "lost");
+    if (state !== "ended") timer = setTimeout(ask, Math.min(EVERY_MS * 2 ** failures, SLOWEST_MS));
+  };
+
   button.type = "button";
   button.onclick = () => {
-    if (source) {
-      source.close();
-      source = null;
-      button.textContent = "Paused: go on";
-    } else start();
+    if (state === "live") {
+      stop();
+      enter("paused");
+    } else {
+      failures = 0;
+      enter("live");
+      ask();
+    }
   };
-  live.append(button);
-  start();
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) stop();
+    else if (state === "live" || state === "lost") ask();
+  });
+  enter("live");
+  document.getElementById("live").append(button);
+  if (!document.hidden) ask();
 }
 
 for (const table of document.querySelectorAll("table[data-tick]")) {

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import until
+from conftest import free_port, until
+from test_dashboard import bury
 from test_stack import Stack
 
 CHROMIUM = shutil.which("chromium")
@@ -24,6 +25,7 @@ def handle(delivery):
     order = delivery.json()
     raise ValueError("no price in %s" % order["note"])
 """
+LOGIN = {"username": "operator", "password": "a-password"}
 MENDED = "def handle(delivery): pass\n"
 HOSTILE = '{"note": "</pre><script>document.title = 1</script><img src=x onerror=document.title=2> $x ${y}"}'
 
@@ -53,6 +55,16 @@ def stack(tmp_path_factory):
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def overview(browser, running):
+    """Return a browser's context, logged in, and the URL of a dashboard without the stack."""
+    port = free_port()
+    running("dashboard.py", DASHBOARD_PORT=port).saw("process.start")
+    context = browser.new_context(http_credentials=LOGIN)
+    yield context, f"http://127.0.0.1:{port}/dashboard"
+    context.close()
+
+
 def accessible(page):
     from axe_playwright_python.sync_playwright import Axe
 
@@ -71,9 +83,8 @@ def seen(page, name):
 @pytest.mark.parametrize("javascript", [True, False], ids=["with JavaScript", "without"])
 def test_story_of_a_bad_morning(browser, stack, javascript):
     kind, home = "js" if javascript else "plain", f"http://127.0.0.1:{stack.dash}/dashboard"
-    login = {"username": "operator", "password": "a-password"}
     context = browser.new_context(
-        http_credentials=login,
+        http_credentials=LOGIN,
         java_script_enabled=javascript,
         viewport={"width": 1280, "height": 900},
     )
@@ -141,12 +152,83 @@ def test_page_is_readable_in_the_dark_and_on_a_small_screen(browser, stack, name
     found = stack.settled(dead=1)
     assert found["dead"] == 1
     id = stack.dlqctl("--view").stdout.split("\t")[1]
-    context = browser.new_context(
-        http_credentials={"username": "operator", "password": "a-password"}, **more
-    )
+    context = browser.new_context(http_credentials=LOGIN, **more)
     page = context.new_page()
     for place in ("", "/dead", f"/deliveries/{id}"):
         page.goto(f"http://127.0.0.1:{stack.dash}/dashboard{place}")
         seen(page, f"{name}-{place.strip('/').split('/')[0] or 'overview'}")
         assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
     context.close()
+
+
+def test_more_tabs_than_a_browser_has_connections_stay_live(overview, store):
+    context, home = overview
+    tabs = [context.new_page() for _ in range(8)]  # a browser allows six connections per host
+    for tab in tabs:
+        tab.goto(home)
+        tab.wait_for_selector("#live button")
+    bury(store)
+    for tab in tabs:
+        until(lambda tab=tab: tab.inner_text("[data-live=dead]") == "1", 10, "the number")
+        assert tab.inner_text("#live button") == "Live: pause"
+
+
+def test_live_page_asks_less_when_it_fails_and_not_at_all_when_nobody_looks(overview):
+    context, home = overview
+    page, asked = context.new_page(), []
+    page.on("request", lambda request: asked.append(1) if "live.json" in request.url else None)
+    page.clock.install()
+    page.goto(home)
+
+    def says(text):
+        return until(lambda: page.inner_text("#live button") == text, 10, text)
+
+    def asks_on():
+        enough = len(asked) + 5
+        until(lambda: page.clock.run_for(2000) or len(asked) >= enough, 10, "it asks")
+
+    def asks_in(seconds):
+        before = len(asked)
+        for _ in range(seconds // 2):
+            page.clock.run_for(2000)
+            page.evaluate("fetch('/static/app.css').then((answer) => answer.text())")
+        return len(asked) - before
+
+    def look(away):
+        page.evaluate(
+            "(away) => { Object.defineProperty(document, 'hidden', {value: away, configurable: true});"
+            " document.dispatchEvent(new Event('visibilitychange')); }",
+            away,
+        )
+
+    says("Live: pause")
+    asks_on()
+    page.route("**/live.json", lambda route: route.abort())
+    page.clock.run_for(2000)
+    says("Disconnected: resume")
+    assert asks_in(20) <= 4
+    page.unroute("**/live.json")
+    asks_on()  # again, by itself
+    says("Live: pause")
+
+    look(away=True)
+    assert asks_in(60) == 0
+    look(away=False)
+    asks_on()
+
+    page.click("#live button")
+    says("Paused: resume")
+    look(away=False)
+    assert asks_in(60) == 0
+    page.click("#live button")
+    says("Live: pause")
+    asks_on()
+
+    page.route("**/live.json", lambda route: route.fulfill(status=401))
+    page.clock.run_for(2000)
+    says("Disconnected: resume")
+    look(away=False)
+    assert asks_in(60) == 0  # the login is gone: each further try would count as a wrong password
+    page.unroute("**/live.json")
+    page.click("#live button")
+    says("Live: pause")

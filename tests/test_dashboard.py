@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -109,7 +110,7 @@ def bury(store, **more):
         "/metrics",
         "/static/app.css",
         "/dashboard/retry",
-        "/dashboard/events",
+        "/dashboard/live.json",
         "/nothing",
     ],
 )
@@ -256,7 +257,7 @@ def test_story_is_told_in_every_state(page, store):
         ]
     )
     text = ask()[1]
-    assert state() == "done" and "not kept any more" in text and made.delivery_id in text
+    assert state() == "done" and "no longer kept" in text and made.delivery_id in text
     assert page.ask(path=f"/dashboard/deliveries/{made.delivery_id}")[0] == 200
 
 
@@ -423,20 +424,41 @@ def test_page_and_command_select_count_and_act_alike(page, store, redis_server, 
     assert acts == [("discard", 6, "page"), ("retry", 3, "command")] and store.audit().gap == 0
 
 
-def test_numbers_come_as_server_sent_events(page, store):
+def test_numbers_of_an_open_page_come_as_json(page, store):
     bury(store)
-    connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=15)
-    connection.request("GET", "/dashboard/events", headers=LOGIN)
-    answer = connection.getresponse()
-    assert answer.status == 200 and answer.getheader("content-type") == "text/event-stream"
-    lines = [answer.fp.readline() for _ in range(3)]
-    news = json.loads(next(line for line in lines if line.startswith(b"data: "))[6:])
+    status, text, headers = page.ask(path="/dashboard/live.json")
+    news = json.loads(text)
+    assert status == 200 and headers["content-type"] == "application/json"
+    assert headers["connection"] == "close" and headers["cache-control"] == "no-store"
     assert (
         news["numbers"]["dead"] == "1"
         and news["level"] == "bad"
         and "No workers are running" in news["verdict"][0][0]
     )
-    connection.close()
+    assert page.ask("POST", "/dashboard/live.json")[0] == 405
+
+
+def test_any_number_of_open_pages_stays_live(page, store):
+    """The 41st, too: each asks again and again, and holds nothing in between."""
+    bury(store)
+
+    def one(_):
+        mine = Page(page.port)
+        return [mine.ask(path="/dashboard/live.json")[0] for _ in range(3)]
+
+    with ThreadPoolExecutor(41) as pages:
+        assert list(pages.map(one, range(41))) == [[200] * 3] * 41
+
+
+def test_open_page_is_told_when_redis_is_away(running, private_redis):
+    port = free_port()
+    running("dashboard.py", redis=private_redis, DASHBOARD_PORT=port).saw("process.start")
+    made = Page(port)
+    assert until(lambda: made.ask(path="/readyz")[0] == 200)
+    private_redis.stop()
+    status, text, _ = made.ask(path="/dashboard/live.json")
+    news = json.loads(text)
+    assert status == 200 and news["level"] == "bad" and "Redis is away" in news["verdict"][0][0]
 
 
 def test_static_files_have_a_tag_and_are_small(page):
@@ -466,7 +488,7 @@ def test_hosts_that_are_silent_or_use_their_spool_are_named_and_their_processes_
         )
     text = page.ask()[1]
     assert (
-        "Ingestion on quiet&lt;b&gt; was last heard of 30 s ago, with 1,204 deliveries in its spool."
+        "Ingestion on quiet&lt;b&gt; was last heard from 30 s ago, with 1,204 deliveries in its spool."
         in text
     )
     assert "The spool of busy has 7 deliveries." in text and "The spool of fine" not in text

@@ -161,6 +161,21 @@ def test_flush_at_the_end_of_input_changes_nothing(dlqctl, store):
     assert store.audit().dead == 1
 
 
+@pytest.mark.parametrize("args", [["--flush"], ["--retry", "all"]], ids=" ".join)
+def test_act_moves_what_the_question_named_and_nothing_later(redis_server, store, args):
+    made = [d.id for _ in range(2) for d in bury(store, 60)]
+    env = {"PATH": os.environ["PATH"], "REDIS_URL": redis_server.url}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, str(ROOT / "dlqctl.py"), *args, "--json"]
+    with subprocess.Popen(command, env=env, text=True, **pipes) as process:
+        question = process.stderr.read(len("This discards"))
+        later = bury(store)[0].id
+        out, _ = process.communicate("y\n", timeout=20)
+    assert question.startswith("This ") and process.returncode == 0
+    moved = json.loads(out)["discarded" if "--flush" in args else "retried"]
+    assert moved == made and dead_ids(store) == [later]
+
+
 def test_flush_and_undo_bring_everything_back(dlqctl, store):
     made = bury(store, 3)
     batch = json.loads(dlqctl("--flush", "--json", "--yes").stdout)["batch"]

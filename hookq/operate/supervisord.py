@@ -1,6 +1,6 @@
-"""Asks supervisord which programs run, and hands signals on: XML-RPC over its unix socket.
+"""Asks supervisord which processes run, and passes signals on: XML-RPC over its unix socket.
 
-The socket is the guard (mode 0700); user and password are those of supervisord.conf, for form only.
+The socket's mode (0700) is the guard; user and password only silence supervisord's warning.
 Promises: an answer within LIMIT_S, or NoSupervisor with a sentence.
 """
 
@@ -17,7 +17,7 @@ OURS: Final = ("webhookd", "worker", "dashboard")
 
 
 class NoSupervisor(Exception):
-    """supervisord cannot be asked; the message says which."""
+    """supervisord cannot be asked; the message says why."""
 
 
 class Program(NamedTuple):
@@ -64,35 +64,32 @@ def _ask(state_dir: Path, method: str, *args: Any) -> Any:
 
 
 def programs(state_dir: Path) -> list[Program]:
-    """Return every process that supervisord looks after. Raises NoSupervisor."""
-    found = _ask(state_dir, "getAllProcessInfo")
-    full = [
-        row["name"] if row["name"] == row["group"] else f"{row['group']}:{row['name']}"
-        for row in found
-    ]
-    return [
-        Program(name, row["statename"], row["pid"], row["start"], row["now"], row["spawnerr"])
-        for name, row in sorted(zip(full, found, strict=True), key=lambda pair: pair[0])
-    ]
+    """Return every process that supervisord looks after, by name. Raises NoSupervisor."""
+    return sorted(_program(row) for row in _ask(state_dir, "getAllProcessInfo"))
+
+
+def _program(row: dict[str, Any]) -> Program:
+    name = row["name"] if row["name"] == row["group"] else f"{row['group']}:{row['name']}"
+    return Program(name, row["statename"], row["pid"], row["start"], row["now"], row["spawnerr"])
 
 
 def reload_all(state_dir: Path) -> list[str]:
-    """Send HUP to each of our processes that runs, start those that ended on wrong settings; return
-    their names.
+    """Send HUP to each of our processes that runs, and start those that ended on wrong settings;
+    return their names. Raises NoSupervisor.
     """
-    told = []
+    names = []
     for program in programs(state_dir):
-        if program.name.split(":")[0] in OURS:
-            try:
-                if program.state == "RUNNING":
-                    _ask(state_dir, "signalProcess", program.name, "HUP")
-                elif program.state in ("EXITED", "FATAL"):
-                    _ask(state_dir, "startProcess", program.name, False)
-                else:
-                    continue
-            except (
-                xmlrpc.client.Fault
-            ):  # it has just ended, or started: either way it reads the settings of now
+        if program.name.split(":")[0] not in OURS:
+            continue
+        try:
+            if program.state == "RUNNING":
+                _ask(state_dir, "signalProcess", program.name, "HUP")
+            elif program.state in ("EXITED", "FATAL"):
+                _ask(state_dir, "startProcess", program.name, False)
+            else:
                 continue
-            told.append(program.name)
-    return told
+        except xmlrpc.client.Fault:
+            # It has just ended, or started: either way it reads the current settings.
+            continue
+        names.append(program.name)
+    return names

@@ -169,12 +169,12 @@ class Deed(NamedTuple):
 class SourceLedger(NamedTuple):
     """One source's part of the ledger; `oldest_…` is 0 when there is none."""
 
-    ready: int
-    leased: int
-    retry: int
-    dead: int
-    oldest_ready: float
-    oldest_dead: float
+    ready: int = 0
+    leased: int = 0
+    retry: int = 0
+    dead: int = 0
+    oldest_ready: float = 0.0
+    oldest_dead: float = 0.0
 
 
 class Ledger(NamedTuple):

@@ -182,7 +182,7 @@ def test_host_that_is_cut_off_disappears_and_comes_back_loses_nothing(net, clock
             load.more(600)
             gone.kill()  # its connections stay open at Redis: nothing of its end gets through
             until(
-                lambda: f"Ingestion on {name} was last heard of" in crew[0].page("/dashboard")[1],
+                lambda: f"Ingestion on {name} was last heard from" in crew[0].page("/dashboard")[1],
                 30,
                 "the other hosts' pages say so",
             )
