@@ -2,7 +2,7 @@
 real sockets.
 
 No test sleeps for a result: `until` polls with a limit. Time and dice are arguments of the code
-under test.
+under test. A limit is far above what a slow machine needs, and below what a fault would take.
 """
 
 import itertools
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,7 +38,7 @@ GITHUB = Verifier(SCHEMES["github"], (SECRET.encode(),))
 NOW = 1_700_000_000.0
 
 
-def until(condition, limit_s=10.0, what=""):
+def until(condition, limit_s=30.0, what=""):
     """Return the first true value of condition(), asked again and again for at most limit_s."""
     end = time.monotonic() + limit_s
     while True:
@@ -48,10 +49,25 @@ def until(condition, limit_s=10.0, what=""):
         time.sleep(0.005)
 
 
+_reserved = deque(maxlen=100)  # ports of the last tests; each is let go with its socket
+
+
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """Return a port that nobody else is given before the test's server binds it, as a port or as
+    the near end of a connection: it is bound here, too, and never listened on.
+    """
+    if len(_reserved) == _reserved.maxlen:
+        _reserved.popleft().close()
+    sock = socket.socket()
+    _reserved.append(sock)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    return sock.getsockname()[1]
+
+
+def whole_lines(path):
+    """Return the lines of a file that is being written: what has no end yet is not one."""
+    return path.read_text(errors="replace").rpartition("\n")[0].splitlines()
 
 
 def accept(client, batch):
@@ -112,7 +128,7 @@ class Redis:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
-        self.process.wait(10)
+        self.process.wait(30)
 
 
 @contextmanager
@@ -230,15 +246,15 @@ class Program:
 
     @property
     def lines(self):
-        return [json.loads(line) for line in self.text.splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in whole_lines(self.log) if line.startswith("{")]
 
     def events(self, name):
         return [line for line in self.lines if line["event"] == name]
 
-    def saw(self, name, limit_s=10.0):
+    def saw(self, name, limit_s=30.0):
         return until(lambda: self.events(name), limit_s, f"{name} in {self.text}")
 
-    def end(self, number=signal.SIGTERM, limit_s=15):
+    def end(self, number=signal.SIGTERM, limit_s=60):
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(limit_s)
@@ -352,10 +368,15 @@ def is_ready(port):
 
 @pytest.fixture
 def serve(running):
+    """serve(**settings) starts ingestion and returns (program, port) once deliveries go to Redis:
+    after a second without it, they would go to the spool.
+    """
+
     def started(**settings):
         port = free_port()
         program = running("webhookd.py", PORT=port, **settings)
-        until(lambda: is_ready(port) or program.process.poll() is not None, what=program.text)
+        program.saw("redis.up")
+        until(lambda: is_ready(port), what=program.text)
         return program, port
 
     return started

@@ -170,7 +170,7 @@ def request_ratio(settings, pair):
 
 def job_ratio(settings, store, pair):
     ids, made, rows = JobIds(3), AT_ONCE * EACH, []
-    one = working.Worker(settings, "w1", type("Asked", (), {"stop": False}))
+    one = working.Worker(settings, "w1", type("Asked", (), {"stop": False, "reload": False}))
     one._load()
     for _ in range(SAMPLES):
         now = time.time()

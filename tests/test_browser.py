@@ -80,6 +80,12 @@ def seen(page, name):
         accessible(page)
 
 
+def click(page, what):
+    """Click on what leads to another page, and wait until that is there."""
+    with page.expect_navigation():
+        page.click(what)
+
+
 @pytest.mark.parametrize("javascript", [True, False], ids=["with JavaScript", "without"])
 def test_story_of_a_bad_morning(browser, stack, javascript):
     kind, home = "js" if javascript else "plain", f"http://127.0.0.1:{stack.dash}/dashboard"
@@ -101,15 +107,15 @@ def test_story_of_a_bad_morning(browser, stack, javascript):
     assert {stack.post(HOSTILE.encode()) for _ in range(3)} == {202}
     stack.settled(dead=3)
     if javascript:  # the numbers come by themselves
-        until(lambda: page.inner_text("[data-live=dead]") == "3", 10, "the number of dead letters")
+        until(lambda: page.inner_text("[data-live=dead]") == "3", what="the number comes")
     page.goto(home)
     assert "3 dead letters from 1 cause in the last hour." in page.inner_text(".verdict")
     seen(page, f"{kind}-2-dead")
 
-    page.click("text=ValueError in h.py:4 handle")
+    click(page, "text=ValueError in h.py:4 handle")
     assert page.locator("tbody tr").count() == 3
     seen(page, f"{kind}-3-list")
-    page.click("tbody th a >> nth=0")
+    click(page, "tbody th a >> nth=0")
     assert "</pre><script>document.title" in page.inner_text(
         "pre[aria-label=Body]"
     ) and "Traceback" in page.inner_text("main")
@@ -121,22 +127,22 @@ def test_story_of_a_bad_morning(browser, stack, javascript):
     (stack.folder / "h.py").write_text(MENDED)
     assert stack.run(sys.executable, "-m", "hookq.launch", "reload").returncode == 0
     page.goto(home)
-    page.click("button[aria-label='Retry all of ValueError in h.py:4 handle']")
+    click(page, "button[aria-label='Retry all of ValueError in h.py:4 handle']")
     assert "3 dead letters" in page.inner_text("main")
     seen(page, f"{kind}-5-confirm")
-    page.click("text=Put back 3 dead letters")
+    click(page, "text=Put back 3 dead letters")
     assert "Put back 3 dead letters." in page.inner_text("[role=status]")
     stack.settled(done=3, dead=0)
 
     (stack.folder / "h.py").write_text(BROKEN)
     assert stack.run(sys.executable, "-m", "hookq.launch", "reload").returncode == 0
-    until(lambda: stack.post(HOSTILE.encode()) == 202 and stack.audit()["dead"] >= 1, 20)
+    until(lambda: stack.post(HOSTILE.encode()) == 202 and stack.audit()["dead"] >= 1, 60)
     stack.settled()
     page.goto(home + "/dead")
-    page.click("tbody button[aria-label^=Discard] >> nth=0")
+    click(page, "tbody button[aria-label^=Discard] >> nth=0")
     assert "Discarded " in page.inner_text("[role=status]")
     page.goto(home)
-    page.click("text=Restore >> nth=0")
+    click(page, "text=Restore >> nth=0")
     assert "Restored 1 dead letter" in page.inner_text("[role=status]")
     seen(page, f"{kind}-6-restored")
     assert stack.audit()["gap"] == 0 and stack.audit()["discarded"] == 0 and not troubles

@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode
 import pytest
 from conftest import ROOT, accepted, dead_ids, free_port, until
 
+from hookq import wire
 from hookq.operate import dlq
 from hookq.schemes import SCHEMES
 from hookq.store.keys import key
@@ -34,7 +35,7 @@ class Page:
         self.port = port
 
     def bytes(self, path, method="GET", body=None, headers=LOGIN):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=15)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path, body, headers)
             self.answer = connection.getresponse()
@@ -388,7 +389,7 @@ def test_page_and_command_select_count_and_act_alike(page, store, redis_server, 
             env=env,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=60,
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -481,18 +482,20 @@ def test_without_supervisord_heartbeats_are_shown_and_it_says_so(page, store):
 
 
 def test_hosts_that_are_silent_or_use_their_spool_are_named_and_their_processes_shown(page, store):
+    began = time.monotonic()
     for name, ago_s, spooled in (("quiet<b>", 30, 1204), ("busy", -100, 7), ("fine", -100, 0)):
         facts = json.dumps({"pid": 77, "up_s": 3600, "connections": 3, "spooled": spooled})
         store.redis.hset(
             key("ingestion"), f"ingest-{name}-77-a", f"{store.now() - ago_s}\n{name}\n{facts}"
         )
     text = page.ask()[1]
-    assert (
-        "Ingestion on quiet&lt;b&gt; was last heard from 30 s ago, with 1,204 deliveries in its spool."
-        in text
+    (ago_s,) = re.findall(
+        "Ingestion on quiet&lt;b&gt; was last heard from (\\d+) s ago, with 1,204 deliveries in its spool.",
+        text,
     )
+    assert 30 <= int(ago_s) <= 30 + time.monotonic() - began
     assert "The spool of busy has 7 deliveries." in text and "The spool of fine" not in text
-    assert "silent for 30 s" in text and text.count("3 connections, ") == 3
+    assert f"silent for {ago_s} s" in text and text.count("3 connections, ") == 3
 
 
 @pytest.mark.parametrize(
@@ -607,7 +610,7 @@ def test_silent_connections_keep_nobody_out(page):
     silent = [socket.create_connection(("127.0.0.1", page.port), 5) for _ in range(100)]
     started = time.monotonic()
     assert page.ask(path="/livez")[0] == 200 and page.ask()[0] == 200
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < wire.HEAD_S - 2
     for sock in silent:
         sock.close()
 
@@ -653,4 +656,4 @@ def test_hup_finishes_what_is_in_hand_and_refuses_no_connection(running, store):
     assert made.ask()[0] == 200
     for number in (signal.SIGHUP, signal.SIGTERM):  # the one within the handler of the other
         program.process.send_signal(number)
-    assert program.process.wait(15) == 0
+    assert program.process.wait(30) == 0

@@ -24,7 +24,7 @@ def dlqctl(redis_server, store, tmp_path):
         }
         command = [sys.executable, str(ROOT / "dlqctl.py"), *args]
         done = subprocess.run(
-            command, input=stdin, text=True, capture_output=True, env=keep, cwd=tmp_path, timeout=20
+            command, input=stdin, text=True, capture_output=True, env=keep, cwd=tmp_path, timeout=60
         )
         assert "Traceback" not in done.stderr
         return done
@@ -92,7 +92,7 @@ def test_show_raw_prints_the_bytes_alone(redis_server, store, dlqctl):
         [sys.executable, str(ROOT / "dlqctl.py"), "--show", made.id, "--raw"],
         capture_output=True,
         env=env,
-        timeout=20,
+        timeout=60,
     )
     assert done.stdout == b"\x00\xff\r\n\x1b"
 
@@ -236,7 +236,7 @@ def test_closed_pipe_exits_141_without_a_word(redis_server, store, dlqctl):
         command, stdout=write, stderr=subprocess.PIPE, env=env, text=True
     ) as process:
         os.close(write)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 141 and "rror" not in errors
 
 
@@ -248,7 +248,7 @@ def test_two_people_retrying_the_same_number_put_it_back_once(redis_server, stor
         subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
-    codes = sorted((p.communicate(timeout=20), p.returncode)[1] for p in both)
+    codes = sorted((p.communicate(timeout=60), p.returncode)[1] for p in both)
     assert codes == [0, 3]
     audit = Store(redis_server.url, "probe").audit()
     assert (audit.ready, audit.dead, audit.gap) == (1, 0, 0) and made

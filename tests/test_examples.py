@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -31,6 +32,11 @@ def example(running, tmp_path):
         return folder
 
     return start
+
+
+def listening(port):
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 def pushed(store, count=1, body=PUSH, event="push"):
@@ -73,6 +79,7 @@ def test_forward_example_is_passed_what_it_verifies(store, example, tmp_path):
         text=True,
     )
     try:
+        until(lambda: listening(port), what="the service is there")
         example("forward", p7100=str(port))
         pushed(store, 2)
         settled(store, done=2)

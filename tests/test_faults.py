@@ -24,6 +24,7 @@ import types
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,11 +44,11 @@ from conftest import (
     request,
     signed,
     until,
+    whole_lines,
 )
-from test_webhookd import GOOD, spool_of
+from test_webhookd import GOOD, spooled
 from test_worker import settled
 
-from hookq.ingest.spool import Spool
 from hookq.operate.supervisord import programs
 from hookq.settings import load
 from hookq.store.connection import Away
@@ -94,7 +95,7 @@ def crew(running, tmp_path):
     def start(**more):
         return running("worker.py", **more)
 
-    start.starts = lambda: [line.split() for line in (tmp_path / "starts").read_text().splitlines()]
+    start.starts = lambda: [line.split() for line in whole_lines(tmp_path / "starts")]
     start.go = (tmp_path / "go").touch
     return start
 
@@ -108,7 +109,7 @@ def hammer(port):
 
     def post(kept):
         with closing(
-            http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         ) as connection:  # it honours Connection: close
             while not ended.wait(0.002):
                 try:
@@ -143,7 +144,7 @@ def hammer(port):
 def more(codes, count=100):
     """Wait until so many more have been answered."""
     enough = len(codes) + count
-    until(lambda: len(codes) >= enough, 20, codes[-5:])
+    until(lambda: len(codes) >= enough, 60, codes[-5:])
 
 
 class Proxy(socketserver.ThreadingUnixStreamServer):
@@ -203,7 +204,7 @@ def test_ingestion_restarted_in_every_way_refuses_nobody_R1(stack):
     def restarted(how):
         before = starts(0), starts(1)
         how()
-        until(lambda: starts(0) > before[0] and starts(1) > before[1], 30, "both have started anew")
+        until(lambda: starts(0) > before[0] and starts(1) > before[1], 60, "both have started anew")
         more(codes)
 
     with hammer(stack.port) as codes:
@@ -217,6 +218,9 @@ def test_ingestion_restarted_in_every_way_refuses_nobody_R1(stack):
 
 def test_workers_killed_at_random_lose_nothing_and_repeat_one_job_each_R4(store, crew):
     dice, made, gaps, workers = random.Random(4), [], [], [crew(), crew(), crew()]
+    made += accepted(store, body=b"wait")
+    (held,) = until(crew.starts)  # so that one of them surely has a job in hand when it is killed
+    workers.sort(key=lambda worker: worker.process.pid != int(held[2]))
     for _ in range(10):
         made += accepted(store, 60, body=b"short")
         victim = until(lambda crew=workers: [w for w in crew if w.events("process.start")])[0]
@@ -224,7 +228,7 @@ def test_workers_killed_at_random_lose_nothing_and_repeat_one_job_each_R4(store,
         until(lambda moment=moment: gaps.append(store.audit().gap) or time.monotonic() > moment)
         victim.end(signal.SIGKILL)
         workers = [w for w in workers if w is not victim] + [crew()]
-    settled(store, 60, done=len(made), ready=0, leased=0)
+    settled(store, 120, done=len(made), ready=0, leased=0)
     starts = [start[0] for start in crew.starts()]
     assert set(starts) == {d.id for d in made} and len(starts) <= len(made) + 10
     assert not any(gaps) and store.metrics()["reclaimed:github"] > 0
@@ -248,9 +252,9 @@ def test_job_of_a_killed_worker_runs_again_within_seconds(store, crew):
         at = time.time()
         for job in jobs:
             workers.pop(int(start_of(job.id, "1")[2])).end(signal.SIGKILL)
-        took += [float(until(lambda job=job: start_of(job.id, "2"), 10)[3]) - at for job in jobs]
+        took += [float(until(lambda job=job: start_of(job.id, "2"))[3]) - at for job in jobs]
     settled(store, done=10, ready=0, leased=0)
-    assert max(took) < 10 and len(crew.starts()) == 20
+    assert max(took) < LEASE_S - 5 and len(crew.starts()) == 20
     print(f"from kill to re-run: median {sorted(took)[5]:.2f} s, longest {max(took):.2f} s")
 
 
@@ -268,7 +272,9 @@ def test_lease_decides_where_listing_the_clients_is_not_allowed_R5(
         "REDIS_URL": redis_server.url,
         "STATE_DIR": str(tmp_path / "state"),
     }
-    living = Worker(load(environ=env, root=tmp_path), "living", types.SimpleNamespace(asked=False))
+    living = Worker(
+        load(environ=env, root=tmp_path), "living", types.SimpleNamespace(stop=False, reload=False)
+    )
     keeper = Keeper(living)
     faulthandler.cancel_dump_traceback_later()
     until(
@@ -329,12 +335,14 @@ def test_worker_frozen_past_its_lease_changes_nothing_when_it_is_back_R5(
     assert store.audit().done == 1 and store.audit().gap == 0
 
 
-def test_job_that_kills_three_workers_costs_no_job_beside_it_a_death_R9(store, crew):
+def test_job_that_kills_three_workers_costs_no_job_beside_it_a_death_R9(store, crew, tmp_path):
+    five = "from hookq.work.turns import Turns\nTurns._count = lambda *_: 5\n"
+    (tmp_path / "h.py").write_text(HANDLER + five)  # leased at once, however long a job takes here
     beside = accepted(store, body=b"short")
     (killer,) = accepted(store, body=b"kill")
     beside += accepted(store, 20, body=b"short")
     workers = [crew()]
-    workers[0].process.wait(20)  # with five leases: the killer's, one before it, three after it
+    workers[0].process.wait(60)  # with five leases: the killer's, one before it, three after it
 
     def buried():
         workers.extend(
@@ -342,8 +350,8 @@ def test_job_that_kills_three_workers_costs_no_job_beside_it_a_death_R9(store, c
         )
         return store.audit().dead
 
-    until(buried, 60)
-    settled(store, 30, done=len(beside), dead=1, ready=0, leased=0)
+    until(buried, 120)
+    settled(store, 60, done=len(beside), dead=1, ready=0, leased=0)
     assert [(job.id, job.reason, job.deaths) for job in dead(store)] == [
         (killer.id, "killed_worker", 3)
     ]
@@ -369,27 +377,24 @@ def test_killed_redis_comes_back_and_everything_goes_on_R1(stack):
     ):
         for _ in range(2):
             os.kill(pids(stack)["redis"], signal.SIGKILL)
-            until(lambda: audit_of(store) is None, 10, "it is away")
+            until(lambda: audit_of(store) is None, what="it is away")
             more(codes)
-            done = until(lambda: audit_of(store), 20, "it answers again").done
+            done = until(lambda: audit_of(store), 60, "it answers again").done
             until(
                 lambda done=done: (
-                    Spool(stack.folder / "v/spool.db", 0).size()[0] == 0
-                    and store.audit().done > done + 100
-                ),
-                5,
+                    spooled(stack.folder / "v/spool.db") == 0 and store.audit().done > done + 100
+                )
             )
             more(codes)
     assert Counter(codes) == {202: len(codes)}
     stack.settled(accepted=len(codes), done=len(codes))
     logs = {path.name: path.read_text() for path in (stack.folder / "v").glob("w*_0?.log")}
-    told = {
-        name: (text.count('"redis.away"'), text.count('"redis.unreachable"') <= 2)
-        for name, text in logs.items()
-    }
-    assert (
-        told == dict.fromkeys(logs, (2, True)) and len(logs) == 4
-    )  # a line for each change of state, not for each attempt
+    assert len(logs) == 4
+    for text in logs.values():  # a line for each change of state, not for each attempt
+        lines = [json.loads(line) for line in text.splitlines() if '"event": "redis.' in line]
+        told = [(line["event"], line.get("why")) for line in lines]
+        assert [event for event, _ in told].count("redis.away") == 2
+        assert all(one != other for one, other in pairwise(told)), told
 
 
 def cpu_s(program):
@@ -398,11 +403,11 @@ def cpu_s(program):
 
 
 def test_redis_that_never_answers_stops_nobody_and_nobody_spins_R1_R7(
-    serve, running, store, proxy, crew, tmp_path
+    running, store, proxy, crew, tmp_path
 ):
     def posted():
         begun = time.monotonic()
-        assert ask(port, request(b"short"))[0] == GOOD and time.monotonic() - begun < 3
+        assert ask(port, request(b"short"))[0] == GOOD and time.monotonic() - begun < 8
 
     def told():
         names = ("redis.unreachable", "redis.away", "redis.up", "spool.begin")
@@ -412,25 +417,27 @@ def test_redis_that_never_answers_stops_nobody_and_nobody_spins_R1_R7(
 
     proxy.mute, page_port = True, free_port()
     hand, page = crew(redis=proxy), running("dashboard.py", redis=proxy, DASHBOARD_PORT=page_port)
-    ingestion, port = serve(redis=proxy)
+    port = free_port()
+    ingestion = running("webhookd.py", redis=proxy, PORT=port)
+    until(lambda: is_ready(port), what=ingestion.text)
     posted()
-    hand.saw("redis.away", 20)
     page.saw("process.start")
     assert not is_ready(page_port)
+    until(lambda: told() == ([1, 0, 0, 1], [1, 0]), what="each has met its limit")
     three = (ingestion, hand, page)
     before, end = [cpu_s(program) for program in three], time.monotonic() + 2
     until(lambda: time.monotonic() > end)
     assert all(cpu_s(program) - was < 0.5 for program, was in zip(three, before, strict=True))
     assert told() == ([1, 0, 0, 1], [1, 0])
     proxy.mute = False
-    hand.saw("redis.up", 20)
-    until(lambda: spool_of(tmp_path).size() == (0, 0))
+    hand.saw("redis.up")
+    until(lambda: spooled(tmp_path / "state/spool.db") == 0)
     settled(store, done=1)
     proxy.mute = True
     posted()
-    until(lambda: told() == ([2, 1, 1, 2], [2, 1]), 20)
+    until(lambda: told() == ([2, 1, 1, 2], [2, 1]))
     proxy.mute = False
-    settled(store, 20, done=2)
+    settled(store, done=2)
     assert {program.process.poll() for program in three} == {None}
 
 
@@ -449,7 +456,7 @@ def test_accept_whose_reply_was_lost_is_one_job_through_spool_and_drain_R6(
         assert line == GOOD
         ids.append(json.loads(body)["id"])
         until(lambda n=n: proxy.lost == 2 * n + 2, what=f"both were lost of {n}")
-    until(lambda: Spool(tmp_path / "spool.db", 0).size() == (0, 0))
+    until(lambda: spooled(tmp_path / "spool.db") == 0)
     audit = store.audit()
     assert (audit.accepted, audit.ready, audit.gap) == (20, 20, 0)
     assert sorted(
@@ -516,9 +523,9 @@ def test_supervisord_killed_three_times_leaves_nobody_and_the_ledger_as_it_was(s
         assert [stack.post(event=event) for event in ("push", "give-up", "push")] == [202] * 3
         before, begun = stack.settled(done=2 * n + 2, dead=n + 1), time.monotonic()
         os.kill(int((stack.folder / "v/supervisord.pid").read_text()), signal.SIGKILL)
-        until(lambda: not set(stack.family()) - {stack.process.pid}, 5, "its children are gone")
+        until(lambda: not set(stack.family()) - {stack.process.pid}, what="its children are gone")
         took.append(time.monotonic() - begun)
-        assert stack.process.wait(10) == 1
+        assert stack.process.wait(30) == 1
     stack.start()
     assert stack.audit() == before
     print(f"children gone after {max(took):.2f} s at most")
@@ -550,7 +557,7 @@ def test_full_disk_is_met_with_202_or_503_and_over_when_there_is_room_R1(stack, 
             died = {0, before["redis"]}
             until(
                 lambda: died.add(pids(stack)["redis"]) or len(died) > 5,
-                30,
+                120,
                 "Redis cannot write, and ends, again and again",
             )
             more(codes)
@@ -558,11 +565,10 @@ def test_full_disk_is_met_with_202_or_503_and_over_when_there_is_room_R1(stack, 
             (disk / "fill").unlink()
             until(
                 lambda: audit_of(store) and is_ready(stack.port) and set(codes[-50:]) == {202},
-                10,
-                "normal by itself",
+                what="normal by itself",
             )
         assert set(codes) == ({202} if has_room else {202, 503})
-        until(lambda: Spool(state / "spool.db", 0).size()[0] == 0, 10)
+        until(lambda: spooled(state / "spool.db") == 0)
         found = stack.settled()
         assert codes.count(202) <= found["done"] == found["accepted"] <= len(codes)
         assert set(stack.status().values()) == {"RUNNING"}

@@ -75,7 +75,7 @@ def test_body_of_another_type_is_not_parsed():
 
 
 def swallowing():
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30
     while time.monotonic() < end:
         try:
             time.sleep(1)
@@ -88,14 +88,14 @@ def computing():
 
 
 @pytest.mark.parametrize(
-    "work", [lambda: time.sleep(5), computing, swallowing], ids=["waits", "computes", "swallows"]
+    "work", [lambda: time.sleep(30), computing, swallowing], ids=["waits", "computes", "swallows"]
 )
 def test_time_limit_stops_a_handler_in_python(work):
     watch_time()
     started = time.monotonic()
     error = run(lambda _: work(), delivery(), 0.05)
     assert isinstance(error, TimeLimit) and "timeout_s of 0.05 s" in str(error)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 15
 
 
 @pytest.mark.parametrize("handler", [lambda _: None, lambda _: 1 / 0], ids=["returns", "raises"])
@@ -111,11 +111,11 @@ def test_time_limit_is_that_of_the_handler_which_runs_whatever_ran_before():
     watch_time()
     assert run(lambda _: None, delivery(), 30) is None
     started = time.monotonic()
-    assert isinstance(run(lambda _: time.sleep(5), delivery(), 0.05), TimeLimit)
-    assert time.monotonic() - started < 3
-    assert run(lambda _: None, delivery(), 0.05) is None
+    assert isinstance(run(lambda _: time.sleep(30), delivery(), 0.05), TimeLimit)
+    assert time.monotonic() - started < 15
+    assert run(lambda _: None, delivery(), 1) is None
     assert (
-        run(lambda _: time.sleep(0.2), delivery(), 30) is None
+        run(lambda _: time.sleep(1.2), delivery(), 30) is None
     )  # the timer of the one before fires meanwhile
 
 

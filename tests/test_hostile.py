@@ -11,7 +11,7 @@ import socket
 
 import h11
 import pytest
-from conftest import SECRET, Client, Program, ask, free_port, is_ready, request, until
+from conftest import SECRET, Client, Program, ask, free_port, is_ready, request, signed, until
 from corpus import CORPUS, FRAMING, NEXT
 
 from hookq import wire
@@ -23,6 +23,8 @@ ROWS = pytest.mark.parametrize(
     ids=[f"{n}-{row[1]}" for n, row in enumerate(CORPUS)],
 )
 MUTATIONS = int(os.environ.get("HOSTILE", "20000"))
+# The same bytes whatever ran before: by their number the dice fall.
+RIGHT = request(headers=signed(delivery_id="right"))
 
 
 @pytest.fixture(scope="module")
@@ -51,22 +53,34 @@ def port(programs):
     return programs["webhookd.py"]
 
 
+def expects(data):
+    """Tell whether a request waits for 100 Continue."""
+    return b"expect: 100-continue" in data.lower()
+
+
 def answers(port, data, *, slowly=False):
     """Return the codes that come back, to the end of the connection; the sender says that no more
     is coming.
+
+    In one piece, a short request is here with its body, or not at all. Byte by byte, whoever
+    expects 100 Continue waits for it where its head ends: or it were chance whether the body is
+    here when the head is judged, and RFC 9110 section 10.1.1 allows both answers.
     """
+    found = b""
     with Client(port) as client:
-        client.sock.settimeout(5)
         try:
-            for piece in [data[i : i + 1] for i in range(len(data))] if slowly else [data]:
-                client.sock.sendall(piece)
-            client.sock.shutdown(socket.SHUT_WR)
+            for end in range(1, len(data) + 1) if slowly else ():
+                client.send(data[end - 1 : end])
+                if data[:end].endswith(b"\r\n\r\n") and expects(data[:end]):
+                    found += client.sock.recv(65536)
+            client.send(b"" if slowly else data).sock.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # it was refused before it was all sent
         try:
-            found = client.rest()
+            while more := client.sock.recv(65536):
+                found += more
         except OSError:
-            found = b""
+            pass  # what had been said before still counts
     return [int(code) for code in STATUS.findall(found)], found
 
 
@@ -82,6 +96,10 @@ def test_corpus_is_as_large_and_as_well_cited_as_it_says():
 def test_request_gets_the_answer_of_the_corpus(port, section, what, data, code):
     for slowly in (False, len(data) < 400):
         codes, found = answers(port, data, slowly=slowly)
+        if (
+            slowly and expects(data) and code == 401
+        ):  # its head was right, and its body was not here
+            assert codes.pop(0) == 100, (section, what, found)
         assert codes[:1] == [code], (section, what, found[:300])
         assert b"smuggled" not in found and len(codes) == 1 or code < 400, (section, what, found)
 
@@ -157,7 +175,7 @@ def mutated(dice):
     """Return a request with a few bytes changed, doubled, cut or swapped for those that parsers
     stumble over.
     """
-    data = bytearray(dice.choice([request(), *(row[2] for row in CORPUS if len(row[2]) < 2000)]))
+    data = bytearray(dice.choice([RIGHT, *(row[2] for row in CORPUS if len(row[2]) < 2000)]))
     for _ in range(dice.randrange(1, 5)):
         at = dice.randrange(len(data) + 1)
         what = dice.randrange(4)
@@ -201,11 +219,12 @@ def test_mutated_requests_are_all_answered_once_and_ingestion_lives(serve):
         data = mutated(dice)
         codes, found = answers(port, data)
         ours = by_us(data)
+        codes = [code for code in codes if code != 100 or not expects(data)]
         assert all(
             code in {200, 202, 400, 401, 404, 405, 411, 413, 414, 417, 431, 501, 503, 505}
             for code in codes
         ), (data, found)
         assert codes or not ours, data
         assert len(codes) <= 1 + data.count(b"HTTP/"), (data, found)
-    assert ask(port, request())[0].startswith("HTTP/1.1 202") and program.process.poll() is None
-    until(lambda: "Traceback" not in program.text)
+    assert ask(port, request())[0].startswith("HTTP/1.1 202")
+    assert program.end() == 0 and "Traceback" not in program.text

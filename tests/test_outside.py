@@ -3,6 +3,7 @@ the jobs that run concurrently.
 """
 
 import http.server
+import os
 import signal
 import socket
 import ssl
@@ -176,7 +177,7 @@ def test_endless_100_continue_is_cut_off_at_the_time_limit_R7(served):
 
     began = time.monotonic()
     assert isinstance(target(served(reply).url).run(made(), 1.0)[0], TimeLimit)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4  # of the first byte, 5 s are waited for
 
 
 def test_header_that_is_the_senders_secret_is_not_passed_on(served):
@@ -226,10 +227,11 @@ def test_table_of_a_source_says_otherwise(served):
 
 def drip(h):
     h.wfile.write(b"HTTP/1.1 200 OK\r\nX-A: ")
-    for _ in range(100):
-        h.wfile.write(b"a")
-        h.wfile.flush()
-        time.sleep(0.05)
+    with suppress(OSError):
+        for _ in range(600):
+            h.wfile.write(b"a")
+            h.wfile.flush()
+            time.sleep(0.05)
 
 
 def for_ever(h):
@@ -245,27 +247,28 @@ def cut(h):
 
 
 @pytest.mark.parametrize(
-    ("reply", "kind", "said"),
+    ("reply", "first_byte_s", "kind", "said"),
     [
-        (lambda h: time.sleep(3), Failed, "had not begun to answer in time"),
-        (drip, TimeLimit, "had not answered in full within timeout_s"),
-        (cut, Failed, "did not speak HTTP to the end: IncompleteRead"),
+        (lambda h: time.sleep(30), 0.5, Failed, "had not begun to answer in time"),
+        (drip, 30, TimeLimit, "had not answered in full within timeout_s"),
+        (cut, 30, Failed, "did not speak HTTP to the end: IncompleteRead"),
         (
             lambda h: h.wfile.write(b"nonsense\r\n\r\n"),
+            30,
             Failed,
             "did not speak HTTP to the end: BadStatusLine",
         ),
-        (lambda h: h.connection.shutdown(2), Failed, ""),
+        (lambda h: h.connection.shutdown(2), 30, Failed, ""),
     ],
     ids=["never answers", "drips", "closes in the middle", "nonsense", "closes"],
 )
 def test_bad_target_costs_no_more_than_its_time_and_is_told_in_a_sentence_R7(
-    served, reply, kind, said
+    served, reply, first_byte_s, kind, said
 ):
     server, began = served(reply), time.monotonic()
-    error, _ = target(server.url, first_byte_s=0.5).run(made(), 1.0)
+    error, _ = target(server.url, first_byte_s=first_byte_s).run(made(), 2.0)
     assert isinstance(error, kind) and said in str(error), error
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 15
 
 
 def test_answer_before_the_body_was_read_counts():
@@ -463,12 +466,12 @@ def test_command_that_closes_its_output_still_gets_all_of_a_large_body(tmp_path)
 def test_command_over_its_time_is_killed_with_all_that_it_started_R7(tmp_path):
     began = time.monotonic()
     error, facts = script(tmp_path, "sleep 77.7 & echo $! > child; echo begun; sleep 60").run(
-        made(), 0.5
+        made(), 2
     )
     assert (
         isinstance(error, TimeLimit)
         and facts == {"output": "begun\n"}
-        and time.monotonic() - began < 5
+        and time.monotonic() - began < 30
     )
     child = int((tmp_path / "child").read_text())
     until(lambda: gone(child), what="the child is gone")
@@ -476,8 +479,9 @@ def test_command_over_its_time_is_killed_with_all_that_it_started_R7(tmp_path):
 
 def test_command_that_leaves_something_behind_is_done_when_it_ends(tmp_path):
     began = time.monotonic()
-    assert script(tmp_path, "sleep 3 & echo $!").run(made(), 10)[0] is None
-    assert time.monotonic() - began < 2
+    error, facts = script(tmp_path, "sleep 60 & echo $!").run(made(), 30)
+    assert error is None and time.monotonic() - began < 15
+    os.kill(int(facts["output"]), signal.SIGKILL)
 
 
 def test_command_that_is_not_there_any_more_is_retried(tmp_path):
@@ -541,14 +545,17 @@ def test_event_types_are_worked_on_by_the_first_rule_that_fits(store, running, s
 
 @pytest.mark.parametrize("concurrency", [1, 20])
 def test_no_more_run_at_once_than_the_source_lets(store, running, served, tmp_path, concurrency):
-    now, most, lock = [0], [0], threading.Lock()
+    now, most, changed = [0], [0], threading.Condition()
 
     def reply(h):
-        with lock:
+        with changed:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        time.sleep(0.05)
-        with lock:
+            changed.notify_all()
+            # The first ones wait until as many are here as may be.
+            changed.wait_for(lambda: most[0] >= concurrency, 10)
+        time.sleep(0.05)  # so that one too many would be seen
+        with changed:
             now[0] -= 1
         h.say(200)
 
@@ -559,32 +566,54 @@ def test_no_more_run_at_once_than_the_source_lets(store, running, served, tmp_pa
     running("worker.py")
     accepted(store, 60)
     settled(store, done=60)
-    assert most[0] == concurrency if concurrency == 1 else 10 <= most[0] <= concurrency
+    assert most[0] == concurrency
+
+
+WAITS = """
+import pathlib, time
+here = pathlib.Path(__file__).parent
+
+def until_go():
+    while not (here / "go").exists():
+        time.sleep(0.01)
+
+"""
 
 
 def test_long_job_in_python_keeps_no_job_from_its_url(store, running, served, tmp_path):
     server = served(lambda h: h.say(200))
-    (tmp_path / "h.py").write_text("import time\ndef f(d):\n    time.sleep(3)\n")
+    (tmp_path / "h.py").write_text(WAITS + "def f(d):\n    until_go()\n")
     url = TOML.replace("github]", "url]") + f'handler = "{server.url}"\nallow_private = true\n'
     (tmp_path / "webhooks.toml").write_text(TOML + f'handler = "h.py:f"\n{url}')
     running("worker.py").saw("process.start")
     accepted(store)
     until(lambda: store.audit().leased == 1)
     accepted(store, 20, source="url")
-    until(lambda: store.audit().done == 20, 2.5, "done while the other is in hand")
+    until(lambda: store.audit().done == 20, what="done while the other is in hand")
     assert store.audit().leased == 1
+    (tmp_path / "go").touch()
 
 
 def test_quick_jobs_wait_for_the_slow_job_in_hand_and_no_other(store, running, tmp_path):
-    (tmp_path / "h.py").write_text(
-        "import time\ndef slow(d):\n    time.sleep(0.5)\ndef quick(d):\n    pass\n"
-    )
+    slow = """def slow(d):
+    with (here / "slow").open("a") as file:
+        file.write("x")
+    time.sleep(0.5)
+    if (here / "slow").read_text() == "xx":
+        until_go()
+
+def quick(d):
+    pass
+"""
+    (tmp_path / "h.py").write_text(WAITS + slow)
     quick = TOML.replace("github]", "quick]") + 'handler = "h.py:quick"\n'
     (tmp_path / "webhooks.toml").write_text(TOML + f'handler = "h.py:slow"\n{quick}')
     accepted(store, 8)
     running("worker.py")
-    until(lambda: store.audit().done >= 1, what="the first slow job is done")
+    begun = tmp_path / "slow"
+    until(lambda: begun.exists() and begun.read_text() == "xx", what="the second is in hand")
     accepted(store, 100, source="quick")
+    (tmp_path / "go").touch()
     settled(store, done=108)
     ended = [event.source for event in store.latest_events(200)][::-1]
     last_quick = len(ended) - ended[::-1].index("quick")
@@ -602,7 +631,7 @@ def test_killed_worker_costs_the_jobs_beside_it_no_death_and_they_run_again_R9(
     until(lambda: starts.exists() and len(starts.read_text().splitlines()) == 4)
     pids = [int(line.split()[1]) for line in starts.read_text().splitlines()]
     first.end(signal.SIGKILL)
-    until(lambda: all(map(gone, pids)), 5, "they end with it")
+    until(lambda: all(map(gone, pids)), what="they end with it")
     (tmp_path / "go").touch()
     second = running("worker.py")
     settled(store, done=4, ready=0, leased=0)
@@ -613,12 +642,16 @@ def test_killed_worker_costs_the_jobs_beside_it_no_death_and_they_run_again_R9(
 
 
 def test_stop_waits_for_what_runs_beside_and_settles_it(store, running, tmp_path):
-    script(tmp_path, "touch begun; sleep 1")
+    script(tmp_path, "echo >> begun; until [ -e go ]; do sleep 0.05; done")
     (tmp_path / "webhooks.toml").write_text(TOML + 'handler = ["./run.sh"]\nconcurrency = 2\n')
     program = running("worker.py")
     accepted(store, 6)
-    until((tmp_path / "begun").exists)
-    assert program.end(signal.SIGTERM) == 0
+    begun = tmp_path / "begun"
+    until(lambda: begun.exists() and begun.read_text() == "\n\n", what="both run")
+    program.process.send_signal(signal.SIGTERM)
+    program.saw("process.drain")
+    (tmp_path / "go").touch()
+    assert program.process.wait(60) == 0
     audit = store.audit()
     assert audit.done == 2 and audit.leased == 0 and audit.ready == 4 and audit.gap == 0
 
@@ -668,12 +701,13 @@ def test_handler_that_forks_settles_its_job_once(store, running, tmp_path):
     accepted(store, 20)
     settled(store, done=20)
     assert store.metrics().get("refused_settles", 0) == 0 and "Traceback" not in program.text
-    asked = ["ps", "--ppid", str(program.process.pid), "-o", "stat="]
+    of_it = ["ps", "--ppid", str(program.process.pid), "-o", "stat="]
 
-    def states():
-        return subprocess.run(asked, capture_output=True, text=True).stdout.split()
+    def ended():
+        children = subprocess.run(of_it, capture_output=True, text=True).stdout.split()
+        return all(state.startswith("Z") for state in children)
 
-    until(lambda: all(state.startswith("Z") for state in states()), what="its forks have ended")
+    until(ended, what="no child works on")
 
 
 def test_story_of_an_attempt_outside_is_shown_by_the_command(store, running, tmp_path):
@@ -683,5 +717,5 @@ def test_story_of_an_attempt_outside_is_shown_by_the_command(store, running, tmp
     (job,) = accepted(store)
     settled(store, dead=1)
     shown = running("dlqctl.py", "--show", job.id)
-    shown.process.wait(10)
+    shown.process.wait(60)
     assert "it is broken" in shown.text

@@ -64,7 +64,7 @@ def test_check_names_the_line_where_an_import_ends_its_process(running, settings
     (tmp_path / "h.py").write_text("import os\n\nos._exit(9)\n")
     settings(github="h.py:f")
     program = running("webhookd.py", "--check")
-    assert program.process.wait(20) == 78
+    assert program.process.wait(60) == 78
     assert "h.py line 3: SystemExit: 9." in program.text and "Traceback" not in program.text
     assert "[sources.github] handler is 'h.py:f'" in program.text
 
@@ -73,7 +73,7 @@ def test_check_tells_of_an_import_that_kills_its_process(running, settings, tmp_
     (tmp_path / "h.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
     settings(github="h.py:f")
     program = running("webhookd.py", "--check")
-    assert program.process.wait(20) == 78
+    assert program.process.wait(60) == 78
     assert "A handler's import ended the check with signal 9." in program.text
 
 
@@ -81,7 +81,7 @@ def test_check_imports_each_handler_once(running, settings, tmp_path):
     (tmp_path / "h.py").write_text(GOOD)
     settings(github="h.py:f", other="h.py:f")
     program = running("webhookd.py", "--check")
-    assert program.process.wait(20) == 0 and "Sources: github, other." in program.text
+    assert program.process.wait(60) == 0 and "Sources: github, other." in program.text
     assert imports(tmp_path) == 1
 
 
@@ -90,7 +90,7 @@ def test_check_of_a_worker_takes_a_port_in_use_for_its_own(running, settings, tm
         bind = f"socket.create_server(('127.0.0.1', {taken.getsockname()[1]}))"
         (tmp_path / "h.py").write_text(f"import socket\n{bind}\ndef f(d): pass\n")
         settings(github="h.py:f")
-        assert running("worker.py", "--check").process.wait(20) == 0
+        assert running("worker.py", "--check").process.wait(60) == 0
 
 
 def test_ingestion_takes_new_settings_whatever_a_handler_became(serve, settings, tmp_path):
@@ -116,6 +116,22 @@ def test_worker_refuses_a_reload_with_a_handler_that_cannot_be_loaded(running, s
     assert program.end() == 0
 
 
+def test_job_that_comes_after_a_checked_reload_is_run_by_the_new_handler(
+    store, running, settings, tmp_path
+):
+    (tmp_path / "h.py").write_text("def f(delivery):\n    raise ValueError\n")
+    settings(github="h.py:f")
+    program = running("worker.py")
+    accepted(store)
+    program.saw("job.reschedule")
+    (tmp_path / "h.py").write_text(GOOD)
+    assert running("webhookd.py", "--check").process.wait(60) == 0
+    program.process.send_signal(signal.SIGHUP)
+    late = accepted(store, 20)
+    until(lambda: store.audit().done >= 20)
+    assert not {job.id for job in late} & {line["id"] for line in program.events("job.reschedule")}
+
+
 def test_handlers_that_were_just_checked_are_not_imported_for_the_check_of_a_reload(
     running, settings, tmp_path
 ):
@@ -123,7 +139,7 @@ def test_handlers_that_were_just_checked_are_not_imported_for_the_check_of_a_rel
     settings(github="h.py:f")
     program = running("worker.py")
     program.saw("process.start")
-    assert running("webhookd.py", "--check").process.wait(20) == 0
+    assert running("webhookd.py", "--check").process.wait(60) == 0
     until(lambda: imports(tmp_path) == 2, what="by the worker, and by the check")
     program.process.send_signal(signal.SIGHUP)
     until(lambda: len(program.events("process.start")) == 2 and imports(tmp_path) == 3)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, delivery, until
 
-from hookq.ingest.spool import ADD, OLDEST, ROOM, ROW_BYTES, SCHEMA, Spool, SpoolFailed
+from hookq.ingest.spool import ADD, OLDEST, ROOM, ROW_BYTES, SCHEMA, WAIT_S, Spool, SpoolFailed
 
 MB = 1 << 20
 # A child has `spool`, `one(id)` makes an entry of a batch, `patient` asks again while others hold
@@ -236,7 +236,7 @@ def test_two_writers_and_a_drain_at_once_keep_each_delivery_once(spool, child):
             ids.extend(s.delivery.id for s in found)
             return over and spool.size() == (0, 0)
 
-    until(done, 60)
+    until(done, 120)
     wanted = {name: [f"{name}-{n:03}-{k}" for n in range(150) for k in range(4)] for name in "ab"}
     assert {name: [i for i in ids if i[0] == name] for name in "ab"} == wanted
 
@@ -248,7 +248,7 @@ def test_first_use_by_many_processes_at_once_makes_one_spool(tmp_path, child):
     for process in many:
         process.stdin.write("\n")
         process.stdin.flush()
-    assert [p.wait(30) for p in many] == [0] * 4
+    assert [p.wait(120) for p in many] == [0] * 4
     for n in range(40):
         with contextlib.closing(Spool(tmp_path / f"{n}.db", 1)) as spool:
             assert sorted(kept(spool)) == list("abcd")
@@ -293,7 +293,7 @@ except SpoolFailed as why:
 resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
 spool.accept([one("again")])
 """
-    count, size, said = child(code, spool.path).communicate(timeout=30)[0].strip().split(" ", 2)
+    count, size, said = child(code, spool.path).communicate(timeout=60)[0].strip().split(" ", 2)
     assert (
         said
         == f"The spool {spool.path} cannot be used: its disk fails, or lets no file grow further."
@@ -383,7 +383,7 @@ for call in (spool.size, lambda: spool.oldest(1, 1), lambda: spool.remove([1]), 
     try: call()
     except SpoolFailed as why: print(why)
 """
-    said = child(code, spool.path).communicate(timeout=30)[0].splitlines()
+    said = child(code, spool.path).communicate(timeout=60)[0].splitlines()
     assert (
         said
         == [f"The spool {spool.path} cannot be used: this process may not open or write it."] * 4
@@ -419,13 +419,13 @@ def test_open_transaction_stops_nobody_who_reads_and_others_only_for_a_while(spo
         holder.execute("BEGIN IMMEDIATE")
         holder.execute("DELETE FROM spool")
         reader = child("print(*spool.size(), spool.oldest(1, 1)[0].delivery.source)", spool.path)
-        assert reader.communicate(timeout=30)[0].split() == ["2", str(spool.size()[1]), "github"]
+        assert reader.communicate(timeout=60)[0].split() == ["2", str(spool.size()[1]), "github"]
         began = time.monotonic()
         with pytest.raises(
             SpoolFailed, match=r"another process has kept it locked for more than 0\.5 s"
         ):
             spool.accept(batch())
-        assert 0.4 < time.monotonic() - began < 2
+        assert 0.4 < time.monotonic() - began < 4  # of itself, SQLite waits for 5 s
     spool.accept(batch())
     assert spool.size()[0] == 3
 
@@ -476,7 +476,7 @@ def test_reader_in_the_way_delays_the_giving_back_but_not_the_drain(spool):
         drain(spool)
         grown, written_at = on_disk(spool), wal.stat().st_mtime_ns
         assert [spool.oldest(1, 1) for _ in range(50)] == [[]] * 50
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 50 * WAIT_S / 2
         assert on_disk(spool) == grown > 30_000_000 and wal.stat().st_mtime_ns == written_at
     assert spool.oldest(1, 1) == [] and on_disk(spool) < MB
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 from conftest import (
@@ -34,7 +34,8 @@ from hookq.ingest import door, loop
 from hookq.ingest.clients import READ
 from hookq.ingest.connection import BODY, HEAD, IDLE, LIMIT_S, READ_AHEAD
 from hookq.ingest.loop import Loop
-from hookq.ingest.spool import Spool
+from hookq.ingest.spool import Spool, SpoolFailed
+from hookq.ingest.tally import LINES_PER_S
 from hookq.settings import load
 from hookq.store.connection import Away
 from hookq.store.keys import key
@@ -275,10 +276,13 @@ def test_other_pages_have_their_codes(port, data, code):
 
 def test_refusals_are_counted_exactly_and_logged_with_a_limit_R8(serve, store):
     program, port = serve()
-    for _ in range(100):
-        ask(port, request(headers={}))
+    began = int(time.monotonic())
+    with Client(port) as client:
+        client.send(request(headers={}) * 100)
+        assert {client.answer()[0][9:12] for _ in range(100)} == {"401"}
+    seconds = int(time.monotonic()) - began + 1
     until(lambda: store.metrics().get("rejected:github:missing") == 100)
-    assert 1 <= len(program.events("request.reject")) < 100
+    assert 1 <= len(program.events("request.reject")) <= LINES_PER_S * seconds
 
 
 def test_nothing_secret_is_logged(serve):
@@ -306,13 +310,17 @@ def spool_of(tmp_path):
     return Spool(tmp_path / "state" / "spool.db", 0)
 
 
+def spooled(path):
+    """Return how many deliveries a spool holds, or None while another process keeps it locked."""
+    with suppress(SpoolFailed):
+        return Spool(path, 0).size()[0]
+
+
 def drained(store, tmp_path, **wanted):
     """Wait until the spool is empty and the audit says what is wanted."""
+    path = tmp_path / "state" / "spool.db"
     until(
-        lambda: (
-            spool_of(tmp_path).size() == (0, 0)
-            and wanted.items() <= store.audit()._asdict().items()
-        ),
+        lambda: spooled(path) == 0 and wanted.items() <= store.audit()._asdict().items(),
         what=store.audit(),
     )
     assert store.audit().gap == 0
@@ -355,9 +363,8 @@ def test_frozen_redis_is_given_up_within_its_limit_and_runs_nothing_twice_R6_R7(
     serve, private_redis, tmp_path
 ):
     _, port = serve(redis=private_redis)
-    data = request(headers=signed(delivery_id="once"))
+    data, started = request(headers=signed(delivery_id="once")), time.monotonic()
     private_redis.process.send_signal(signal.SIGSTOP)
-    started = time.monotonic()
     assert ask(port, data)[0] == GOOD
     assert 0.5 < time.monotonic() - started < 5
     assert spool_of(tmp_path).size()[0] == 1
@@ -381,12 +388,14 @@ def test_full_redis_goes_to_the_spool_until_there_is_room(serve, small_redis, tm
 def test_spool_that_cannot_take_it_is_answered_503_and_never_4xx_and_mends_by_itself(
     serve, private_redis, tmp_path
 ):
-    program, port = serve(redis=private_redis, MAX_SPOOL=20_000)
+    program, port = serve(redis=private_redis, MAX_SPOOL=8_000)
     private_redis.stop()
-    answers = [ask(port, request(b"x" * 5000)) for _ in range(6)]
-    assert [line[9:12] for line, _, _ in answers] == ["202"] * 3 + ["503"] * 3
-    assert answers[-1][1]["retry-after"] and json.loads(answers[-1][2])["reason"] == "overloaded"
-    assert ask(port, b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n")[0].startswith("HTTP/1.1 503")
+    data = b"".join(request(b"x" * 1000) for _ in range(6))
+    with Client(port) as client:  # in one turn: before the next, the spool is looked at again
+        client.send(data + b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n")
+        answers = [client.answer() for _ in range(7)]
+    assert [line[9:12] for line, _, _ in answers] == ["202"] * 3 + ["503"] * 4
+    assert answers[5][1]["retry-after"] and json.loads(answers[5][2])["reason"] == "overloaded"
     assert len(program.events("spool.failed")) == 1
     private_redis.start()
     store = Store(private_redis.url, "probe")
@@ -435,11 +444,9 @@ def test_wiped_redis_goes_on_without_a_restart_and_without_a_refusal(
 
 @pytest.fixture
 def short(redis_server, store, monkeypatch, tmp_path):
-    """Return start(**settings) → port of a Server in a thread, whose limits of time are a few
-    tenths of a second.
+    """Return start(**settings) → port of a Server in a thread, which looks at its deadlines
+    often.
     """
-    for state, limit_s in {HEAD: 0.3, BODY: 0.5, IDLE: 0.3}.items():
-        monkeypatch.setitem(LIMIT_S, state, limit_s)
     monkeypatch.setattr(loop, "SWEEP_S", 0.05)
     started = []
 
@@ -466,10 +473,17 @@ def short(redis_server, store, monkeypatch, tmp_path):
     for server, asked, thread in started:
         asked.stop = asked.asked = True
         server.poll.wake()
-        thread.join(10)
+        thread.join(30)
         assert not thread.is_alive() and server.clients.held == 0
         server.journal.intake.failed("the test is over")
         server.poll.close()
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """The limits of time of a server whose tests wait for them: the others keep those they have."""
+    for state in (HEAD, BODY, IDLE):
+        monkeypatch.setitem(LIMIT_S, state, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -477,7 +491,7 @@ def short(redis_server, store, monkeypatch, tmp_path):
     [(b"GET / HT", 408), (request()[:-1], 408), (b"", None)],
     ids=["half a head", "half a body", "nothing"],
 )
-def test_slow_sender_is_ended_at_an_absolute_time_R7(short, data, code):
+def test_slow_sender_is_ended_at_an_absolute_time_R7(short, hasty, data, code):
     port, _ = short()
     with Client(port) as client:
         started, stop = time.monotonic(), threading.Event()
@@ -497,13 +511,13 @@ def test_slow_sender_is_ended_at_an_absolute_time_R7(short, data, code):
             assert client.answer()[0].startswith(f"HTTP/1.1 {code}")
         else:
             assert client.rest() == b""
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 8
         stop.set()
         if thread.ident:
             thread.join()
 
 
-def test_idle_connection_is_ended(short):
+def test_idle_connection_is_ended(short, hasty):
     port, _ = short()
     with Client(port) as client:
         assert client.send(request()).answer()[0] == GOOD
@@ -605,7 +619,7 @@ def test_stop_finishes_what_was_begun_and_ends(serve, store, number):
         program.saw("process.drain")
         line, headers, _ = client.send(data[-3:]).answer()
         assert line == GOOD and headers["connection"] == "close"
-        assert program.process.wait(10) == 0
+        assert program.process.wait(30) == 0
     assert store.audit().accepted == 1 and "Traceback" not in program.text
 
 
@@ -657,12 +671,12 @@ def test_socket_on_fd_0_is_served_without_binding(redis_server, store, tmp_path)
         ) as program:
             assert ask(listener.getsockname()[1], request())[0] == GOOD
             program.terminate()
-            assert program.wait(10) == 0
+            assert program.wait(30) == 0
 
 
 def test_wrong_settings_end_with_78_and_every_mistake(running):
     program = running("webhookd.py", PORT="x", MAX_BODY="lots", WEBHOOK_SECRET="short")
-    assert program.process.wait(10) == 78
+    assert program.process.wait(30) == 78
     assert all(
         name in program.text
         for name in ("PORT is 'x'", "MAX_BODY is 'lots'", "WEBHOOK_SECRET is not acceptable")
@@ -675,7 +689,7 @@ def test_taken_port_is_told_in_a_sentence(running):
         taken.bind(("127.0.0.1", 0))
         taken.listen(1)
         program = running("webhookd.py", PORT=taken.getsockname()[1])
-        assert program.process.wait(10) == 1
+        assert program.process.wait(30) == 1
     assert (
         re.search(r"cannot be listened on: Address already in use. Set HOST and PORT", program.text)
         and "Traceback" not in program.text
@@ -692,16 +706,16 @@ def test_taken_port_is_told_in_a_sentence(running):
 )
 def test_modes_of_the_command_say_what_is(running, args, code, said):
     program = running("webhookd.py", *args, PORT=free_port())
-    assert program.process.wait(15) == code
+    assert program.process.wait(30) == code
     assert said in program.text and "Traceback" not in program.text
 
 
 @pytest.mark.parametrize(("extra", "code", "said"), [([], 0, "done"), (["--fail"], 0, "not_json")])
 def test_sample_is_followed_to_its_end(serve, running, extra, code, said):
     _, port = serve()
-    running("worker.py")
+    running("worker.py").saw("process.start")
     program = running("webhookd.py", "--send", *extra, PORT=port)
-    assert program.process.wait(20) == code
+    assert program.process.wait(60) == code
     assert "-->" in program.text and "<--" in program.text and said in program.text
 
 
@@ -791,7 +805,7 @@ def test_connection_made_before_the_stop_is_answered(serve):
             program.process.send_signal(signal.SIGTERM)
             program.process.send_signal(signal.SIGCONT)
             assert late.answer()[0] == GOOD
-    assert program.process.wait(15) == 0
+    assert program.process.wait(30) == 0
 
 
 def test_head_gets_no_body_whatever_the_answer(port):
@@ -812,7 +826,8 @@ def test_half_closed_sender_of_half_a_request_is_let_go_at_once(port):
     for half in (b"GET /li", request()[:-1]):
         with Client(port) as client:
             client.send(request() + half).sock.shutdown(socket.SHUT_WR)
-            assert client.rest().startswith(b"HTTP/1.1 202") and not client.rest()
+            found = client.rest()  # a 408 comes to whoever is not let go
+            assert found.startswith(b"HTTP/1.1 202") and found.count(b"HTTP/1.1 ") == 1
 
 
 def test_counters_of_a_flush_whose_reply_was_lost_are_counted_once(serve, private_redis):
@@ -860,7 +875,7 @@ def test_reader_of_the_log_that_has_stopped_stops_nobody(redis_server, store, tm
         until(lambda: store.metrics().get("log:info", 0) > 999)
     finally:
         process.terminate()
-        process.wait(15)
+        process.wait(30)
         with os.fdopen(reader, "rb") as log:
             lines = log.read().splitlines()
     assert 10 < len(lines) < 1000 and all(json.loads(line) for line in lines)
@@ -872,10 +887,9 @@ def test_pipelined_deliveries_do_not_wait_for_a_turn_while_redis_is_away(serve, 
     assert ask(port, request())[0] == GOOD
     with Client(port) as client:
         started = time.monotonic()
-        client.send(b"".join(request() for _ in range(6)))
-        assert [client.answer()[0] for _ in range(6)] == [
-            GOOD
-        ] * 6 and time.monotonic() - started < 0.5
+        client.send(b"".join(request() for _ in range(15)))
+        assert [client.answer()[0] for _ in range(15)] == [GOOD] * 15
+        assert time.monotonic() - started < 15 * loop.SWEEP_S / 2
 
 
 def test_spool_that_cannot_be_written_is_drained_once_and_counted_once(

@@ -9,7 +9,19 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import NOW, SECRET, Store, accepted, act, dead, dead_ids, delivery, fill, until
+from conftest import (
+    NOW,
+    SECRET,
+    Store,
+    accepted,
+    act,
+    dead,
+    dead_ids,
+    delivery,
+    fill,
+    until,
+    whole_lines,
+)
 
 from hookq import GiveUp, Retry, daemon
 from hookq.job import MAX_DEATHS
@@ -21,11 +33,9 @@ from hookq.sources import Source
 from hookq.store.connection import Away
 from hookq.store.keys import key
 from hookq.store.records import Lease, Settled
-from hookq.work import threads, watchdog
+from hookq.work import watchdog
 from hookq.work.attempt import MAX_ERROR, attempt
-from hookq.work.clock import ServerClock
-from hookq.work.ending import Ending
-from hookq.work.keeper import NEVER, Duty, Keeper
+from hookq.work.keeper import Keeper
 from hookq.work.loop import Worker
 from hookq.work.marker import in_progress
 from hookq.work.python import in_process
@@ -213,14 +223,15 @@ def work(running, tmp_path):
         )
         return running("worker.py", redis=redis)
 
-    start.starts = lambda: (
-        (tmp_path / "starts").read_text().splitlines() if (tmp_path / "starts").exists() else []
-    )
+    starts = tmp_path / "starts"
+    start.starts = lambda: whole_lines(starts) if starts.exists() else []
     start.folder = tmp_path
     return start
 
 
-def settled(store, limit_s=15, **wanted):
+def settled(store, limit_s=25, **wanted):
+    """Wait for the ledger that is wanted, for less than a lease: what has to run out was lost."""
+
     def same():
         found = store.audit()
         return (
@@ -267,7 +278,7 @@ def test_stop_finishes_the_job_in_hand_and_gives_the_rest_back(store, work):
     until(work.starts)
     program.process.send_signal(signal.SIGTERM)
     (work.folder / "go").touch()
-    assert program.process.wait(10) == 0
+    assert program.process.wait(30) == 0
     audit = store.audit()
     assert (audit.done, audit.ready, audit.leased, audit.gap) == (1, 5, 0, 0)
 
@@ -339,7 +350,7 @@ def test_job_of_a_killed_worker_is_run_by_another_R9(store, work):
     until(work.starts)
     work()
     first.process.kill()
-    until(lambda: len(work.starts()) == 2, 10, "it is run again")
+    until(lambda: len(work.starts()) == 2, 25, "it is run again before its lease runs out")
     (work.folder / "go").touch()
     settled(store, done=1)
     assert [line.split()[1] for line in work.starts()] == ["1", "2"]
@@ -369,7 +380,7 @@ def test_job_that_kills_its_workers_is_buried_after_three_starts_and_its_neighbo
     accepted(store, 3)
     program = work()
     for _ in range(20):
-        until(lambda now=program: now.process.poll() is not None or store.audit().dead, 15)
+        until(lambda now=program: now.process.poll() is not None or store.audit().dead)
         if store.audit().dead:
             break
         program = work()
@@ -381,7 +392,7 @@ def test_job_that_kills_its_workers_is_buried_after_three_starts_and_its_neighbo
 def test_handler_stuck_in_c_code_costs_the_process_not_the_job_R7(store, work):
     program = work(timeout_s=0.2)
     accepted(store, body=b"stuck")
-    assert program.process.wait(30) not in (0, None)
+    assert program.process.wait(60) not in (0, None)
     assert store.audit().leased == 1 and store.audit().gap == 0
 
 
@@ -434,7 +445,9 @@ def test_keeper_lives_through_a_renewal(store, work, monkeypatch):
 
 @pytest.fixture
 def quick(store, redis_server, tmp_path):
-    """A worker in this process, and the ids of the jobs that it ran; a stop ends it."""
+    """A worker in this process, and the ids of the jobs that it ran; `asked` ends it. Each job
+    counts as one of `took_s`, whatever it takes: what is leased ahead hangs on that.
+    """
     settings = load(
         environ={
             "WEBHOOK_SECRET": SECRET,
@@ -445,7 +458,8 @@ def quick(store, redis_server, tmp_path):
     )
     signals = SimpleNamespace(stop=False, reload=False)
     one = Worker(settings, "w1", signals)
-    one.ran = []
+    one.ran, one.took_s, ran = [], 1e-5, one.turns.ran
+    one.turns.ran = lambda source, _, size: ran(source, one.took_s, size)
     one.handle = lambda delivery: one.ran.append(delivery.id)
     one.handlers.routes["github"] = always(in_process(lambda delivery: one.handle(delivery)), False)
     yield one
@@ -556,7 +570,7 @@ def test_handlers_that_are_due_are_loaded_during_a_backlog(quick, store, monkeyp
 def test_slow_jobs_are_not_leased_ahead(quick, store, monkeypatch):
     accepted(store, 20)
     monkeypatch.setattr(quick.store, "ask", lambda *_: pytest.fail("leased ahead"))
-    quick.mean_s = 0.02
+    quick.took_s = 0.02
     ends_after(quick, 20)
     quick.run()
     assert store.audit().done == 20
@@ -581,7 +595,6 @@ def test_two_workers_run_each_job_once(store, work):
 def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(
     monkeypatch, store, tmp_path, redis_server
 ):
-    monkeypatch.setattr(watchdog, "STALLED_S", 0.5)
     settings = load(
         environ={
             "WEBHOOK_SECRET": SECRET,
@@ -591,90 +604,20 @@ def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(
         root=tmp_path,
     )
     made = Worker(settings, "w1", daemon.Signals())
-    made.handlers.routes["github"] = always(
-        in_process(lambda _: until(lambda: time.monotonic() > begun + 1, 5)), False
-    )
-    begun, ended = time.monotonic(), []
+    ran, ended = [], []
+
+    def long(_):  # as if it had begun before the limit
+        made.progress.polled_at -= 2 * watchdog.STALLED_S
+        ran.append(made.progress.polled_at)
+
+    made.handlers.routes["github"] = always(in_process(long), False)
     monkeypatch.setattr(os, "_exit", ended.append)
     Keeper(made)
     accepted(store)
     made._work(made._lease(False))
     watchdog.watch(made.look(), time.monotonic())
     faulthandler.cancel_dump_traceback_later()
-    assert ended == [] and store.audit().done == 1
-
-
-@pytest.fixture
-def keeper(quick):
-    one = Keeper(quick)
-    faulthandler.cancel_dump_traceback_later()
-    yield one
-    one.store.close()
-
-
-def test_keeper_does_each_duty_at_its_time_and_again_at_once_what_it_could_not_do(keeper):
-    done, possible = [], [False]
-
-    def step(name, result=lambda: None):
-        return lambda _look: done.append(name) or result()
-
-    rows = [("often", 0.5, step("often")), ("seldom", 10.0, step("seldom"))]
-    rows += [("later", 10.0, step("later", lambda: possible[0]))]
-    keeper.duties = [Duty(*row) for row in rows]
-    keeper.done_at = dict.fromkeys(("often", "seldom", "later"), NEVER)
-    for now in (0.0, 0.5, 0.6):
-        keeper.turn(now)
-    assert done == ["often", "seldom", "later", "often", "later", "later"]
-    done.clear()
-    possible[0] = True
-    for turn in range(2, 25):
-        keeper.turn(turn / 2)
-    assert (done.count("often"), done.count("seldom"), done.count("later")) == (23, 1, 2)
-
-
-def test_duty_that_redis_refuses_keeps_no_other_from_its_turn(keeper):
-    done = []
-
-    def refused(_look):
-        raise Away("OOM")
-
-    keeper.duties = [Duty("refused", 10.0, refused), Duty("other", 0.5, done.append)]
-    keeper.done_at = {"refused": NEVER, "other": NEVER}
-    with pytest.raises(Away):
-        keeper.turn(0.0)
-    keeper.turn(0.5)
-    assert len(done) == 1
-
-
-def test_failure_of_our_own_in_a_thread_ends_the_process(monkeypatch, quiet):
-    ended = []
-    monkeypatch.setattr(os, "_exit", ended.append)
-    threads.start(lambda: 1 / 0).join(5)
-    assert ended == [threads.EX_SOFTWARE] and quiet[0][0] == "worker.failed"
-
-
-@pytest.mark.parametrize("answers", [(True, False), (False, True)], ids=["good first", "bad first"])
-def test_hup_during_a_check_means_another_check_which_decides(monkeypatch, answers):
-    signals, left = SimpleNamespace(stop=False, reload=True), list(answers)
-
-    def settings_hold(_what):
-        signals.reload = len(left) == 2  # one more comes while the first is checked
-        return left.pop(0)
-
-    monkeypatch.setattr(daemon, "settings_hold", settings_hold)
-    monkeypatch.setattr(daemon, "just_checked", lambda _settings: True)
-    ending = Ending(None, signals)
-    ending._check()
-    assert ending.reload is ending.asked is answers[1]
-
-
-@pytest.mark.parametrize("jump_s", [-3600, -6, 6, 3600])
-def test_jump_of_the_servers_clock_is_told_from_drift(jump_s):
-    clock = ServerClock()
-    assert clock.saw(NOW, 100.0) == 0.0
-    assert clock.saw(NOW + 10.2, 110.0) == 0.0
-    assert clock.saw(NOW + 20.2 + jump_s, 120.0) == pytest.approx(jump_s)
-    assert clock.saw(NOW + 30.2 + jump_s, 130.0) == 0.0
+    assert ran and ended == [] and store.audit().done == 1
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["in turn", "beside"])

@@ -6,6 +6,9 @@ process of their own and in the background: jobs go on running meanwhile, for th
 and for good if the check fails. So a mistake in webhooks.toml costs a line in the log, and neither
 a drain nor a lease.
 
+After `make reload` the handlers were just found to load, and whoever typed it expects the next job
+to be run by them. So then no job is started until the restart, which is under a second away.
+
 Promises: a stop is seen between two jobs. A HUP that comes during a check means another check, of
 the settings as they are then.
 """
@@ -29,6 +32,12 @@ class Ending:
     def asked(self) -> bool:
         """Tell whether to lease and start nothing more."""
         return self.signals.stop or self.reload or self.full
+
+    def on_hold(self) -> bool:
+        """Tell whether to start no job now, since the handlers of the next are at the door."""
+        if not (self.signals.reload or self.checking.locked()):
+            return False
+        return daemon.just_checked(self.settings)
 
     def look(self) -> None:
         """Begin to check the settings if a HUP came. The keeper calls it: the main thread may be in

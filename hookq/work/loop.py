@@ -83,6 +83,7 @@ class Worker:
         self._load()
         again, backoff, known = True, Backoff(), False
         while not self.ending.asked:
+            self.ending.look()
             self.progress.polled_at = time.monotonic()
             if self.handlers.are_due(self.progress.polled_at):
                 self._load()
@@ -116,7 +117,7 @@ class Worker:
         The one place where this is decided, for the main thread and for the pool: whatever else may
         keep a source from being leased is a line here.
         """
-        if source in self.handlers.failed:
+        if source in self.handlers.failed or self.ending.on_hold():
             return 0
         return self.pool.free(source) if self.pool and source in self.pool.slots else PREFETCH
 
@@ -238,7 +239,7 @@ class Worker:
         waiting_since = 0.0  # the first job that is not settled yet
         watch_time()
         for lease in leases:
-            if self.ending.asked:
+            if self.ending.asked or self.ending.on_hold():
                 self.settling.finished.append(Settled(lease, "ready"))
                 continue
             route = self.handlers.route(lease.delivery)
