@@ -162,16 +162,16 @@ def settings_hold(what: str = "settings") -> bool:
     return not problems
 
 
-def reload_wanted(signals: Signals, what: str = "settings") -> bool:
+def reload_wanted(signals: Signals, what: Callable[[], str] = lambda: "settings") -> bool:
     """Whether to re-exec now: a HUP was received, and the new process would not end at once over
-    its settings, nor (`what` is "all") over its handlers.
+    its settings, nor (`what` returns "all") over its handlers. A HUP during the check means another
+    one, of the settings as they are then.
     """
-    if not signals.reload or signals.stop:
-        return False
-    # Cleared before the check: a HUP during it asks for another one.
-    signals.reload = False
-    signals.reload = settings_hold(what) or signals.reload
-    return signals.reload
+    holds = False
+    while signals.reload and not signals.stop:
+        signals.reload = False  # before the check: what comes now is another HUP
+        holds = settings_hold(what())
+    return holds
 
 
 def in_background(work: Callable[..., None], *args: object) -> None:

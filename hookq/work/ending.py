@@ -48,11 +48,8 @@ class Ending:
 
     def _check(self) -> None:
         with self.checking:
-            good = False
-            while self.signals.reload and not self.signals.stop:
-                # Before the settings are read: a HUP that comes meanwhile is another one.
-                self.signals.reload = False
-                known = daemon.just_checked(self.settings)
-                good = daemon.settings_hold("settings" if known else "all")
-            if good:
-                self.reload = True
+            self.reload = daemon.reload_wanted(self.signals, self._what)
+
+    def _what(self) -> str:
+        """What of the settings to check: not the handlers, where that was just done."""
+        return "settings" if daemon.just_checked(self.settings) else "all"
