@@ -38,10 +38,10 @@ sys.path.insert(0, str(ROOT / "bench"))
 import load  # noqa: E402
 import report  # noqa: E402
 
-# In units of the workload, of Python 3.11 on x86-64; over 18 runs, idle and beside other work, they
-# were 2.41 to 2.67 and 5.07 to 5.41. A third more is beyond the limit. Whoever makes one less
+# In units of the workload, of Python 3.11 on x86-64; over 14 runs, idle and beside other work, they
+# were 2.40 to 3.06 and 4.53 to 5.44. A third more is beyond the limit. Whoever makes one less
 # lowers its number; who must raise it says why.
-REQUEST, JOB, LIMIT = 2.6, 5.3, 1.2
+REQUEST, JOB, LIMIT = 2.6, 4.8, 1.2
 AT_ONCE, EACH, SAMPLES, WARM = (
     32,
     8,
@@ -148,14 +148,24 @@ def settings(redis_server, store, tmp_path, monkeypatch):
     env = {
         "WEBHOOK_SECRET": SECRET,
         "REDIS_URL": redis_server.url,
-        "PORT": str(free_port()),
         "STATE_DIR": str(tmp_path),
     }
     yield load_settings(environ=env, root=tmp_path)
     os.close(nowhere)
 
 
+def least(measure, limit):
+    """Return the ratio, measured again while it is beyond the limit: whatever else the machine
+    does can only add to it, so five times beyond it is no accident.
+    """
+    found = measure()
+    for _ in range(4):
+        found = found if found < limit else min(found, measure())
+    return found
+
+
 def request_ratio(settings, pair):
+    settings = dataclasses.replace(settings, port=free_port())
     server = Loop(settings)
     lockstep = Lockstep(settings.port, pair)
     try:
@@ -196,10 +206,7 @@ NUMBERS = pytest.mark.skipif(
 
 @NUMBERS
 def test_request_costs_no_more_than_it_did(settings, pair):
-    found = request_ratio(settings, pair)
-    if found >= REQUEST * LIMIT:  # twice beyond it is no accident
-        settings = dataclasses.replace(settings, port=free_port())
-        found = min(found, request_ratio(settings, pair))
+    found = least(lambda: request_ratio(settings, pair), REQUEST * LIMIT)
     assert found < REQUEST * LIMIT, (
         f"a request costs {found:.2f} of the workload; {REQUEST} was measured"
     )
@@ -207,9 +214,7 @@ def test_request_costs_no_more_than_it_did(settings, pair):
 
 @NUMBERS
 def test_job_costs_no_more_than_it_did(settings, store, pair):
-    found = job_ratio(settings, store, pair)
-    if found >= JOB * LIMIT:
-        found = min(found, job_ratio(settings, store, pair))
+    found = least(lambda: job_ratio(settings, store, pair), JOB * LIMIT)
     assert found < JOB * LIMIT, f"a job costs {found:.2f} of the workload; {JOB} was measured"
     assert int(store.redis.hget(key("ledger"), "done")) % (SAMPLES * AT_ONCE * EACH) == 0
 
