@@ -77,7 +77,9 @@ def verify(
     that all hosts share.
     """
     source, head, fields, _, body, at = arrival
-    scheme = _scheme_used(verifier.scheme, fields)
+    scheme = verifier.scheme
+    if scheme.or_else:
+        scheme = _scheme_used(scheme, fields)
     claim = _claim(verifier, scheme, arrival)
     if isinstance(claim, Rejected):
         return claim

@@ -2,6 +2,7 @@
 drawing of hookq/ingest/connection.py.
 """
 
+import functools
 import socket
 import struct
 import time
@@ -24,7 +25,7 @@ from hookq.ingest.connection import (
     Connection,
 )
 from hookq.ingest.poll import Poll
-from hookq.ingest.routes import Refusal, refusal, route
+from hookq.ingest.routes import Deliver, Refusal, refusal, route
 from hookq.ingest.tally import Tally
 from hookq.schemes import SCHEMES
 from hookq.signing import Verifier
@@ -41,14 +42,15 @@ class Life:
 
     def __init__(self, refuses=None):
         self.poll = Poll(lambda: None)
-        sources = {"github": Source("github", Verifier(SCHEMES["github"], (SECRET.encode(),)))}
+        github = Source("github", Verifier(SCHEMES["github"], (SECRET.encode(),)))
+        deliveries = {"github": Deliver(github)}
         pages = {"/": lambda: (200, b"here"), "/large": lambda: (200, bytes(LARGE))}
         self.clients = Clients(
             self.poll,
             Tally(lambda: "an-id", ()),
             1 << 20,
-            lambda _c, head: route(head, sources, pages, 1 << 20),
-            lambda _c, _asked, _body: refuses,
+            functools.partial(route, deliveries, pages, 1 << 20),
+            lambda *_: refuses,
         )
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.sender = socket.create_connection(listener.getsockname(), 10)

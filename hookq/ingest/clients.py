@@ -26,12 +26,12 @@ from hookq.ingest.connection import (
     LINGER,
     READ_AHEAD,
     READING,
-    Asked,
     Connection,
 )
 from hookq.ingest.poll import BROKEN, IN, OUT, Poll
 from hookq.ingest.routes import Deliver, Page, Refusal, of_parser, refusal
 from hookq.ingest.tally import Tally
+from hookq.sources import Source
 from hookq.wire import BadRequest, Request
 
 JSON, TEXT = "application/json", "text/plain; charset=utf-8"
@@ -43,8 +43,8 @@ DRAIN_NEW_S, DRAIN_KEPT_S = 2.0, 0.3  # at a drain a quiet connection may still 
 RETRY_AFTER_S: Final = 5
 
 
-Judge = Callable[[Connection, Request], Deliver | Page | Refusal]
-Take = Callable[[Connection, Asked, bytes], Refusal | None]
+Judge = Callable[[Request], Deliver | Page | Refusal]
+Take = Callable[[Connection, Request, Source, bytes], Refusal | None]
 
 
 class Clients:
@@ -158,17 +158,12 @@ class Clients:
         if end < 0:
             return False
         request = wire.parse_head(bytes(c.buffer[:end]))
-        step = self.judge(c, request)
-        if isinstance(step, Page):
-            c.buffer = c.buffer[end:]
-            c.last = c.last or step.last
-            self.answer(c, step.status, step.text, TEXT, step.extra, head=request.method == "HEAD")
+        step = self.judge(request)
+        if not isinstance(step, Deliver):
+            self._end_at_head(c, request, step, end)
             return True
-        if isinstance(step, Refusal):
-            self.refuse(c, step, head=request.method == "HEAD")
-            return True
-        length = request.length or 0
-        c.asked = Asked(request, step.source, end)
+        c.asked, c.start = (request, step.source), end
+        c.length = length = request.length or 0
         c.enter(BODY, time.monotonic())
         if not self._hold(c, min(len(c.buffer) - end, length)):
             return True
@@ -178,17 +173,26 @@ class Clients:
             c.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         return True
 
+    def _end_at_head(self, c: Connection, request: Request, step: Page | Refusal, end: int) -> None:
+        """Answer a request that is no delivery; its head ends at `end` of the buffer."""
+        if isinstance(step, Refusal):
+            self.refuse(c, step, request)
+            return
+        c.buffer = c.buffer[end:]
+        c.last = c.last or step.last
+        head = request.method == "HEAD"
+        self.answer(c, step.status, step.text, TEXT, step.extra, head=head)
+
     def _body(self, c: Connection) -> bool:
-        asked: Asked = c.asked  # type: ignore[assignment]  # in BODY there is one
-        length = asked.request.length or 0
-        end = asked.start + length
+        end = c.start + c.length
         if len(c.buffer) < end:
             return False
-        self.held += length - c.held  # what follows the body is bounded as what is read ahead
-        c.held = length
-        body = bytes(memoryview(c.buffer)[asked.start : end])  # one copy, not two
+        self.held += c.length - c.held  # what follows the body is bounded as what is read ahead
+        c.held = c.length
+        body = bytes(memoryview(c.buffer)[c.start : end])  # one copy, not two
         c.buffer = c.buffer[end:]
-        no = self.take(c, asked, body)
+        assert c.asked  # noqa: S101  # in BODY there is a request
+        no = self.take(c, *c.asked, body)
         if no:
             self.refuse(c, no, last=c.last)
         else:
@@ -201,8 +205,7 @@ class Clients:
         What is only announced is not counted, or a few senders of nothing could keep everybody out;
         and large bodies leave a part to those of the usual size.
         """
-        length = c.asked.request.length or 0 if c.asked else 0
-        most = self.max_held * (LARGE_PART if length > READ_AHEAD else 1)
+        most = self.max_held * (LARGE_PART if c.length > READ_AHEAD else 1)
         if self.held + more > most:
             c.buffer = b""
             self.refuse(c, refusal("overloaded", "too many bytes are held already"))
@@ -214,12 +217,15 @@ class Clients:
 
     # ---------------- answers go out
 
-    def refuse(self, c: Connection, no: Refusal, *, last: bool = True, head: bool = False) -> None:
+    def refuse(
+        self, c: Connection, no: Refusal, request: Request | None = None, *, last: bool = True
+    ) -> None:
         """Answer a request that is no delivery. Unless it was read whole, its connection ends."""
-        asked = c.asked
-        if asked:
-            no = no._replace(source=asked.source.name)
-        forwarded = asked.request.fields.get("x-forwarded-for", "") if asked else ""
+        if c.asked:
+            request, source = c.asked
+            no = no._replace(source=source.name)
+        forwarded = request.fields.get("x-forwarded-for", "") if request else ""
+        head = bool(request and request.method == "HEAD")
         self.tally.refused(no, c.peer, forwarded)
         extra = no.extra + (f"Retry-After: {RETRY_AFTER_S}\r\n" if no.status == 503 else "")
         body = b'{"status": "rejected", "id": null, "reason": "%s"}' % no.reason.encode()
@@ -289,15 +295,9 @@ class Clients:
     def _watch(self, c: Connection) -> None:
         """Ask epoll for what this connection waits for now."""
         wanted = c.wanted()
-        if wanted == c.events or c.state == CLOSED:
-            return
-        if not c.events:
-            self.poll.watch(c.sock, wanted, self._ready, c)
-        elif not wanted:
-            self.poll.forget(c.sock)
-        else:
-            self.poll.change(c.sock, wanted)
-        c.events = wanted
+        if wanted != c.events and c.state != CLOSED:
+            self.poll.want(c.sock, c.events, wanted, self._ready, c)
+            c.events = wanted
 
     # ---------------- time
 

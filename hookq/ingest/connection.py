@@ -20,7 +20,7 @@ If you change this drawing, also change EVENTS below (tests/test_clients.py walk
 """
 
 import socket
-from typing import Final, NamedTuple
+from typing import Final
 
 from hookq import wire
 from hookq.ingest.poll import IN, OUT
@@ -58,17 +58,11 @@ EVENTS: Final = {
 }
 
 
-class Asked(NamedTuple):
-    """A request whose head is parsed. Its body starts at `start` of the buffer."""
-
-    request: Request
-    source: Source
-    start: int
-
-
 class Connection:
-    """One sender. `since` is when it was accepted, last answered, or began its request; `held` are
-    the bytes of its body that are here, `wasted` those that were thrown away while it lingers.
+    """One sender. `asked` is its request and the source it is for, from the end of a head to its
+    answer; the body starts at `start` of the buffer and has `length` bytes. `since` is when it was
+    accepted, last answered, or began its request; `held` are the bytes of its body that are here,
+    `wasted` those that were thrown away while it lingers.
     """
 
     __slots__ = (
@@ -79,10 +73,12 @@ class Connection:
         "half_closed",
         "held",
         "last",
+        "length",
         "out",
         "peer",
         "since",
         "sock",
+        "start",
         "state",
         "wasted",
     )
@@ -91,8 +87,8 @@ class Connection:
         self.sock, self.peer = sock, peer
         self.buffer: bytes | bytearray = b""
         self.out = b""
-        self.asked: Asked | None = None
-        self.held = self.wasted = 0
+        self.asked: tuple[Request, Source] | None = None
+        self.start = self.length = self.held = self.wasted = 0
         self.last = self.half_closed = False
         self.events = 0  # that are watched now
         self.since = now

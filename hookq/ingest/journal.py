@@ -33,12 +33,9 @@ SPOOLED: Final = 16  # commits to the spool in a turn: each answer may let the n
 RETRY_SOON_S, RETRY_S = 0.1, 0.5  # after a failure, before Redis is connected to again
 
 
-class Waiting(NamedTuple):
-    """A delivery on its way. `client` waits for the answer; None when it comes from the spool."""
-
-    client: Connection | None
-    delivery: Delivery
-    dedupe_s: int
+# A delivery on its way: who waits for the answer (None when it comes from the spool), what, and its
+# dedupe_s. A plain tuple: one is made for each request.
+Waiting = tuple[Connection | None, Delivery, int]
 
 
 class Batch(NamedTuple):
@@ -49,8 +46,9 @@ class Batch(NamedTuple):
     flush: Flush | None
 
 
-Durable = Callable[[Waiting, str, float], None]  # delivery, its job's id, and when
-Failed = Callable[[Waiting], None]
+# Who waits, what, its job's id (another than its own: it is a duplicate), and when.
+Durable = Callable[[Connection | None, Delivery, str, float], None]
+Failed = Callable[[Connection | None], None]
 
 
 class Journal:
@@ -60,8 +58,8 @@ class Journal:
         self.poll, self.tally = poll, tally
         self.intake = Intake(settings.redis_url, name, poll.wake, replicas=settings.durability)
         self.spool = Spooling(Spool(settings.state_dir / "spool.db", settings.max_spool))
-        self.on_durable: Durable = lambda _waiting, _id, _at: None
-        self.on_failed: Failed = lambda _waiting: None
+        self.on_durable: Durable = lambda *_: None
+        self.on_failed: Failed = lambda *_: None
         self.pending: deque[Waiting] = deque()
         self.watching = 0  # the events of Redis' socket that are watched
         self.retry_at = 0.0
@@ -69,7 +67,7 @@ class Journal:
 
     def put(self, client: Connection, delivery: Delivery, dedupe_s: int) -> None:
         """Make this delivery durable with the next commit."""
-        self.pending.append(Waiting(client, delivery, dedupe_s))
+        self.pending.append((client, delivery, dedupe_s))
 
     def start(self) -> None:
         """Connect to Redis in the background."""
@@ -122,12 +120,12 @@ class Journal:
         size = 0
         while self.pending and len(batch) < BATCH and size < BATCH_BYTES:
             batch.append(self.pending.popleft())
-            size += len(batch[-1].delivery.body)
+            size += len(batch[-1][1].body)
         return batch
 
     def _submit(self, batch: Batch) -> None:
         flush = self.tally.flushes.popleft() if self.tally.flushes else None
-        deliveries = [(waiting.delivery, waiting.dedupe_s) for waiting in batch.waiting]
+        deliveries = [(delivery, dedupe_s) for _, delivery, dedupe_s in batch.waiting]
         try:
             self.intake.submit(deliveries, flush, batch._replace(flush=flush))
             self._watch()
@@ -141,8 +139,8 @@ class Journal:
                 self._watch()
             for batch, ids in self.intake.received():
                 now = time.time() + self.intake.ahead_s
-                for waiting, id in zip(batch.waiting, ids, strict=True):
-                    self.on_durable(waiting, id, now)
+                for (client, delivery, _), id in zip(batch.waiting, ids, strict=True):
+                    self.on_durable(client, delivery, id, now)
                 if batch.rows:
                     self._removed(self.spool.drained(batch.rows))
         except Away as error:
@@ -151,10 +149,7 @@ class Journal:
     def _watch(self) -> None:
         wanted = IN | (OUT if self.intake.wants_write else 0)
         if wanted != self.watching:
-            if self.watching:
-                self.poll.change(self.intake.sock, wanted)
-            else:
-                self.poll.watch(self.intake.sock, wanted, self._on_intake)
+            self.poll.want(self.intake.sock, self.watching, wanted, self._on_intake)
             self.watching = wanted
 
     def _lost(self, why: str) -> None:
@@ -170,7 +165,7 @@ class Journal:
         self.retry_at = time.monotonic() + RETRY_SOON_S
         self.spool.interrupted()
         self.tally.flushes.extendleft(batch.flush for batch in reversed(batches) if batch.flush)
-        under_way = [waiting for batch in batches for waiting in batch.waiting if waiting.client]
+        under_way = [waiting for batch in batches for waiting in batch.waiting if waiting[0]]
         waiting, self.pending = under_way + list(self.pending), deque()
         self._into_spool(waiting)
 
@@ -179,14 +174,14 @@ class Journal:
     def _into_spool(self, waiting: list[Waiting]) -> None:
         """Commit to the local disk. Where that fails, too, the sender must come again."""
         try:
-            self.spool.accept([(each.delivery, each.dedupe_s) for each in waiting])
+            self.spool.accept([(delivery, dedupe_s) for _, delivery, dedupe_s in waiting])
         except SpoolFailed:
-            for each in waiting:
-                self.on_failed(each)
+            for client, _, _ in waiting:
+                self.on_failed(client)
             return
         now = time.time() + self.intake.ahead_s
-        for each in waiting:
-            self.on_durable(each, each.delivery.id, now)
+        for client, delivery, _ in waiting:
+            self.on_durable(client, delivery, delivery.id, now)
 
     def _drain(self) -> None:
         """Send the oldest of the spool as one batch. Another process may do the same: whoever is
@@ -194,7 +189,7 @@ class Journal:
         """
         rows = self.spool.oldest(BATCH, BATCH_BYTES)
         if rows:
-            waiting = [Waiting(None, row.delivery, row.dedupe_s) for row in rows]
+            waiting: list[Waiting] = [(None, row.delivery, row.dedupe_s) for row in rows]
             self._submit(Batch(waiting, [row.row for row in rows], None))
 
     def _removed(self, rows: int) -> None:

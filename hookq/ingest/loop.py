@@ -13,6 +13,7 @@ nobody new, then completes what is in progress. Does not promise that a sender h
 comes again, and is answered as a duplicate.
 """
 
+import functools
 import os
 import secrets
 import socket
@@ -22,16 +23,17 @@ from typing import Final
 from hookq import daemon, log
 from hookq.arrival import Arrival, Rejected
 from hookq.ingest.clients import Clients
-from hookq.ingest.connection import Asked, Connection
+from hookq.ingest.connection import Connection
 from hookq.ingest.door import Door
-from hookq.ingest.journal import Journal, Waiting
+from hookq.ingest.journal import Journal
 from hookq.ingest.listener import Listener
 from hookq.ingest.poll import Poll
-from hookq.ingest.routes import Deliver, Page, Pages, Refusal, refusal, route
+from hookq.ingest.routes import Deliver, Pages, Refusal, refusal, route
 from hookq.ingest.tally import Tally
-from hookq.job import JobIds
+from hookq.job import Delivery, JobIds
 from hookq.settings import Settings
 from hookq.signing import verify
+from hookq.sources import Source
 from hookq.store.boot import boot_check
 from hookq.wire import Request
 
@@ -55,16 +57,18 @@ class Loop:
         self.ids = JobIds(int.from_bytes(secrets.token_bytes(4)))
         self.poll = Poll(self._on_wake)
         self.tally = Tally(lambda: self.ids.make(time.time()), settings.trusted_proxies)
-        self.clients = Clients(self.poll, self.tally, settings.max_held, self._judge, self._take)
-        listener = Listener((settings.host, settings.port), inherited)
-        self.door = Door(self.poll, listener, self.clients, settings.max_connections)
-        self.journal = Journal(settings, self.poll, self.tally, daemon.name_of("ingest"))
-        self.journal.on_durable, self.journal.on_failed = self._on_durable, self._on_failed
-        self.pages: Pages = {
+        pages: Pages = {
             "/": lambda: (200, b"webhookd is running.\n"),
             "/livez": lambda: (200, b"ok\n"),
             "/readyz": self._readiness,
         }
+        deliveries = {name: Deliver(source) for name, source in settings.sources.items()}
+        judge = functools.partial(route, deliveries, pages, settings.max_body)
+        self.clients = Clients(self.poll, self.tally, settings.max_held, judge, self._take)
+        listener = Listener((settings.host, settings.port), inherited)
+        self.door = Door(self.poll, listener, self.clients, settings.max_connections)
+        self.journal = Journal(settings, self.poll, self.tally, daemon.name_of("ingest"))
+        self.journal.on_durable, self.journal.on_failed = self._on_durable, self._on_failed
         self.started_at = self.leaving_since = self.draining_since = self.said_at = 0.0
         self.asked_at = float("-inf")  # for /readyz
         self.reload = self.checking = False
@@ -98,25 +102,25 @@ class Loop:
 
     # ---------------- one request
 
-    def _judge(self, _connection: Connection, request: Request) -> Deliver | Page | Refusal:
-        return route(request, self.settings.sources, self.pages, self.settings.max_body)
-
-    def _take(self, connection: Connection, asked: Asked, body: bytes) -> Refusal | None:
+    def _take(
+        self, client: Connection, request: Request, source: Source, body: bytes
+    ) -> Refusal | None:
         """Verify a request that is here whole, and hand it to the journal; return why not."""
-        request, source = asked.request, asked.source
         at, ahead_s = time.time(), self.journal.intake.ahead_s
         arrival = Arrival(source.name, request.head, request.fields, request.query, body, at)
         verified = verify(source.verifier, arrival, self.ids.make(at + ahead_s), ahead_s)
         if isinstance(verified, Rejected):
             return refusal(verified.reason, verified.why)
-        self.journal.put(connection, verified, source.dedupe_s)
+        self.journal.put(client, verified, source.dedupe_s)
         return None
 
-    def _on_durable(self, waiting: Waiting, id: str, now: float) -> None:
+    def _on_durable(
+        self, client: Connection | None, delivery: Delivery, id: str, now: float
+    ) -> None:
         """Answer a delivery that is on disk. `id` is its job's: another than its own tells that it
         is a duplicate.
         """
-        delivery, duplicate = waiting.delivery, id != waiting.delivery.id
+        duplicate = id != delivery.id
         if duplicate:
             log.event(
                 "delivery.duplicate",
@@ -126,17 +130,17 @@ class Loop:
                 event_type=delivery.event_type,
                 traceparent=delivery.traceparent,
             )
-        if waiting.client is None:  # it was answered when the spool took it
+        if client is None:  # it was answered when the spool took it
             return
         status, word = (200, b"duplicate") if duplicate else (202, b"accepted")
         self.tally.answered(delivery.source, status, now - delivery.received_at)
         body = b'{"status": "%s", "id": "%s", "reason": null}' % (word, id.encode())
-        self.clients.durable(waiting.client, status, body)
+        self.clients.durable(client, status, body)
 
-    def _on_failed(self, waiting: Waiting) -> None:
-        if waiting.client:
+    def _on_failed(self, client: Connection | None) -> None:
+        if client:
             why = "Redis is away, and the spool failed"
-            self.clients.failed(waiting.client, refusal("overloaded", why))
+            self.clients.failed(client, refusal("overloaded", why))
 
     def _readiness(self) -> tuple[int, bytes]:
         now = time.monotonic()

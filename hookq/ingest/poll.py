@@ -32,8 +32,16 @@ class Poll:
         self.epoll.register(sock, events)
         self.watched[sock.fileno()] = ready, of
 
-    def change(self, sock: socket.socket, events: int) -> None:
-        self.epoll.modify(sock, events)
+    def want(
+        self, sock: socket.socket, before: int, events: int, ready: Ready, of: Any = None
+    ) -> None:
+        """Watch for `events` where `before` were watched for; 0 is for none."""
+        if not before:
+            self.watch(sock, events, ready, of)
+        elif not events:
+            self.forget(sock)
+        else:
+            self.epoll.modify(sock, events)
 
     def forget(self, sock: socket.socket) -> None:
         del self.watched[sock.fileno()]

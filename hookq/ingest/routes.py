@@ -65,14 +65,16 @@ def of_parser(bad: BadRequest, source: str = UNKNOWN) -> Refusal:
 
 
 def route(
-    request: Request, sources: Mapping[str, Source], pages: Pages, max_body: int
+    deliveries: Mapping[str, Deliver], pages: Pages, max_body: int, request: Request
 ) -> Deliver | Page | Refusal:
-    """Judge everything that can be judged before the body is read."""
+    """Judge everything that can be judged before the body is read. `deliveries` has a value for
+    each source, by name.
+    """
     if not request.path.startswith(PREFIX):
         return _page(request, pages)
     name = request.path[len(PREFIX) :]
-    source = sources.get(name)
-    if source is None:
+    delivery = deliveries.get(name)
+    if delivery is None:
         return refusal("unknown_source", "there is no such source")
     if request.method != "POST":
         why = f"{request.method} is no way to deliver"
@@ -81,7 +83,7 @@ def route(
         return Refusal("bad_request", "a webhook needs a body with Content-Length", 411, name)
     if request.length > max_body:
         return refusal("too_large", f"the body is longer than {max_body} bytes", name)
-    return Deliver(source)
+    return delivery
 
 
 def _page(request: Request, pages: Pages) -> Page:
