@@ -234,16 +234,24 @@ def test_every_move_is_in_the_drawing_and_every_arrow_is_gone(live):
     for state in STATES:
         for event in NEXT:
             event(live(state))
-    answered = live(ANSWER)
-    answered.send(PAGE % b"")
-    answered.read()
-    life = live(COMMIT)
-    life.clients.durable(life.c, 202, b"{}")
-    refused = live(BODY, Refusal("signature", "no", 401))
-    refused.send(WHOLE[-1:])
+    for behind in (b"", PAGE % b"", b"nonsense\r\n\r\n"):
+        answered = live(ANSWER)
+        answered.send(behind) if behind else None
+        answered.read()
+    closing = live(IDLE)
+    closing.send((PAGE % b"large").replace(b"a\r\n\r\n", b"a\r\nConnection: close\r\n\r\n"))
+    closing.read()
+    live(BODY).send(WHOLE[-1:])
+    live(BODY, Refusal("signature", "no", 401)).send(WHOLE[-1:])
+    for answer in (b"{}", bytes(LARGE)):
+        life = live(COMMIT)
+        life.clients.durable(life.c, 202, answer)
     arrows = {(state, to) for (state, _), to in EVENTS.items()}
-    arrows |= {(state, CLOSED) for state in STATES} | {(None, HEAD)}
-    assert set(answered.moves) == arrows
+    ends = {(state, CLOSED) for state in STATES} | {(None, HEAD)}
+    # A state that would last no time is not entered: two arrows are one move then.
+    short = {(a, c) for a, b in arrows for b2, c in arrows if b == b2 and b in (BODY, ANSWER)}
+    rare = {(BODY, ANSWER)}  # a refusal that the socket does not take at once
+    assert (arrows | ends) - rare <= set(answered.moves) <= arrows | ends | short
 
 
 def test_drawing_names_every_state():

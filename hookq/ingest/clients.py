@@ -12,7 +12,6 @@ answer away (RFC 9112 section 9.6). Does not promise order between connections.
 import socket
 import time
 from collections.abc import Callable
-from email.utils import formatdate
 from typing import Final
 
 from hookq import wire
@@ -58,7 +57,6 @@ class Clients:
         self.more: dict[Connection, None] = {}  # with requests left over from the last turn
         self.held = self.lingering = 0
         self.draining = False
-        self.date = (0, "")
 
     # ---------------- connections come and go
 
@@ -88,7 +86,7 @@ class Clients:
         if events & BROKEN:  # reading or writing will say how
             events = c.events
         try:
-            if events & OUT:
+            if events & OUT and c.out:
                 self._send(c)
                 self._advance(c)  # what was read ahead has waited for this answer to go out
             if events & IN and c.state != CLOSED:
@@ -148,7 +146,7 @@ class Clients:
         try:
             if c.state == HEAD and not self._head(c):
                 return False
-            return c.state != BODY or self._body(c)
+            return not c.asked or self._body(c)
         except BadRequest as bad:
             self.refuse(c, of_parser(bad))
             return True
@@ -164,11 +162,13 @@ class Clients:
             return True
         c.asked, c.start = (request, step.source), end
         c.length = length = request.length or 0
-        c.enter(BODY, time.monotonic())
-        if not self._hold(c, min(len(c.buffer) - end, length)):
+        here = len(c.buffer) - end
+        if here < length:
+            c.enter(BODY, time.monotonic())
+        if not self._hold(c, min(here, length)):
             return True
         c.last = c.last or not request.keep_alive or self.draining
-        if request.expects and len(c.buffer) == end:
+        if request.expects and not here:
             # Small, and the first of its answer: it fits, or the sender is gone.
             c.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         return True
@@ -225,7 +225,7 @@ class Clients:
             request, source = c.asked
             no = no._replace(source=source.name)
         forwarded = request.fields.get("x-forwarded-for", "") if request else ""
-        head = bool(request and request.method == "HEAD")
+        head = request is not None and request.method == "HEAD"
         self.tally.refused(no, c.peer, forwarded)
         extra = no.extra + (f"Retry-After: {RETRY_AFTER_S}\r\n" if no.status == 503 else "")
         body = b'{"status": "rejected", "id": null, "reason": "%s"}' % no.reason.encode()
@@ -253,14 +253,9 @@ class Clients:
         c.held = 0
         c.asked = None
         c.last = c.last or self.draining
-        second = int(time.time())
-        if self.date[0] != second:
-            self.date = (second, formatdate(second, usegmt=True))
-        c.out += wire.reply(
-            status, body, kind, self.date[1], extra=extra, close=c.last, head_only=head
-        )
+        date = wire.date(int(time.time()))
+        c.out += wire.reply(status, body, kind, date, extra=extra, close=c.last, head_only=head)
         c.since = time.monotonic()
-        c.enter(ANSWER, c.since)
         self._send(c)
 
     def _send(self, c: Connection) -> None:
@@ -272,11 +267,13 @@ class Clients:
             self.close(c)
             return
         c.out = c.out[sent:]
-        if not c.out and c.state == ANSWER:
-            if c.last or (c.half_closed and not c.buffer):
-                self._linger(c)
-            else:
-                c.enter(HEAD if c.buffer else IDLE, c.since)
+        if c.out:
+            if c.state != ANSWER:
+                c.enter(ANSWER, c.since)
+        elif c.last or (c.half_closed and not c.buffer):
+            self._linger(c)
+        else:
+            c.enter(HEAD if c.buffer else IDLE, c.since)
         self._watch(c)
 
     def _linger(self, c: Connection) -> None:
@@ -293,8 +290,10 @@ class Clients:
             self.close(c)
 
     def _watch(self, c: Connection) -> None:
-        """Ask epoll for what this connection waits for now."""
-        wanted = c.wanted()
+        """Ask epoll for what this connection waits for now; what is read ahead is bounded."""
+        # The rest of a body is no reading ahead: its length was checked.
+        read = not c.half_closed and (c.state == BODY or len(c.buffer) < READ_AHEAD)
+        wanted = (IN if read else 0) | (OUT if c.out else 0)
         if wanted != c.events and c.state != CLOSED:
             self.poll.want(c.sock, c.events, wanted, self._ready, c)
             c.events = wanted

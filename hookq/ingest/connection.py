@@ -14,7 +14,8 @@ answer lead from ANSWER to HEAD at once. Every state but CLOSED ends in CLOSED w
 gone, and on its deadline; a request that has begun is told so first (408), unless it is complete.
 
 The end of the sender's own direction (`half_closed`) is no end: what it sent is still answered.
-`last` says that the answer to come is the last one of this connection.
+`last` says that the answer to come is the last one of this connection. A state that would last no
+time is not entered: where a body came with its head, and where an answer goes out at once.
 
 If you change this drawing, also change EVENTS below (tests/test_clients.py walks both).
 """
@@ -23,7 +24,6 @@ import socket
 from typing import Final
 
 from hookq import wire
-from hookq.ingest.poll import IN, OUT
 from hookq.sources import Source
 from hookq.wire import Request
 
@@ -103,9 +103,3 @@ class Connection:
     def quiet(self) -> bool:
         """Nothing of a request is here, and nothing of an answer."""
         return self.state == IDLE or (self.state == HEAD and not self.buffer)
-
-    def wanted(self) -> int:
-        """Return the events to watch for. Nothing is read ahead without a bound."""
-        # The rest of a body is no reading ahead: its length was checked.
-        read = self.state == BODY or len(self.buffer) < READ_AHEAD
-        return (IN if read and not self.half_closed else 0) | (OUT if self.out else 0)

@@ -106,7 +106,7 @@ class Loop:
         self, client: Connection, request: Request, source: Source, body: bytes
     ) -> Refusal | None:
         """Verify a request that is here whole, and hand it to the journal; return why not."""
-        at, ahead_s = time.time(), self.journal.intake.ahead_s
+        at, ahead_s = time.time(), self.journal.intake.heartbeat.ahead_s
         arrival = Arrival(source.name, request.head, request.fields, request.query, body, at)
         verified = verify(source.verifier, arrival, self.ids.make(at + ahead_s), ahead_s)
         if isinstance(verified, Rejected):
