@@ -26,29 +26,37 @@ class Ending:
         self.settings, self.signals = settings, signals
         self.reload = False  # asked for, and the settings hold
         self.full = False  # the worker starts again after the job that met WORKER_MEMORY
-        self.checking = threading.Lock()
+        self.checking = False
+        self.lock = threading.Lock()  # the main thread and the keeper both look
 
     @property
     def asked(self) -> bool:
         """Tell whether to lease and start nothing more."""
         return self.signals.stop or self.reload or self.full
 
-    def on_hold(self) -> bool:
-        """Tell whether to start no job now, since the handlers of the next are at the door."""
-        if not (self.signals.reload or self.checking.locked()):
-            return False
-        return daemon.just_checked(self.settings)
+    def starts_nothing(self) -> bool:
+        """Tell whether to start no job now: the end is asked for, or new handlers are at the door.
+        Asked before each job.
+        """
+        if self.signals.stop or self.reload or self.full:
+            return True
+        return (self.signals.reload or self.checking) and daemon.just_checked(self.settings)
 
     def look(self) -> None:
-        """Begin to check the settings if a HUP came. The keeper calls it: the main thread may be in
-        a handler for as long as its limit.
+        """Begin to check the settings if a HUP came. The keeper calls it, too: the main thread may
+        be in a handler for as long as its limit.
         """
-        if self.signals.reload and not self.reload and not self.checking.locked():
-            daemon.in_background(self._check)
+        with self.lock:
+            if not self.signals.reload or self.reload or self.checking:
+                return
+            self.checking = True
+        daemon.in_background(self._check)
 
     def _check(self) -> None:
-        with self.checking:
+        try:
             self.reload = daemon.reload_wanted(self.signals, self._what)
+        finally:
+            self.checking = False
 
     def _what(self) -> str:
         """What of the settings to check: not the handlers, where that was just done."""

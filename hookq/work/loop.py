@@ -117,7 +117,7 @@ class Worker:
         The one place where this is decided, for the main thread and for the pool: whatever else may
         keep a source from being leased is a line here.
         """
-        if source in self.handlers.failed or self.ending.on_hold():
+        if source in self.handlers.failed or self.ending.starts_nothing():
             return 0
         return self.pool.free(source) if self.pool and source in self.pool.slots else PREFETCH
 
@@ -204,8 +204,9 @@ class Worker:
         """
         while leases:
             self.progress.polled_at = time.monotonic()
-            # The slowest last, so that the quick ones do not wait for it.
-            leases.sort(key=lambda lease: self.turns.expected_s(lease.delivery.source))
+            if len({lease.delivery.source for lease in leases}) > 1:
+                # The slowest last, so that the quick ones do not wait for it.
+                leases.sort(key=lambda lease: self.turns.expected_s(lease.delivery.source))
             limits = self.leasable() if self._leases_ahead(leases) else {}
             if limits:
                 wants = self.turns.wants(limits)
@@ -239,7 +240,7 @@ class Worker:
         waiting_since = 0.0  # the first job that is not settled yet
         watch_time()
         for lease in leases:
-            if self.ending.asked or self.ending.on_hold():
+            if self.ending.starts_nothing():
                 self.settling.finished.append(Settled(lease, "ready"))
                 continue
             route = self.handlers.route(lease.delivery)
