@@ -179,7 +179,7 @@ def test_more_tabs_than_a_browser_has_connections_stay_live(overview, store):
         assert tab.inner_text("#live button") == "Live: pause"
 
 
-def test_live_page_asks_less_when_it_fails_and_not_at_all_when_nobody_looks(overview):
+def test_live_page_polls_less_on_failure_and_never_when_hidden(overview):
     context, home = overview
     page, asked = context.new_page(), []
     page.on("request", lambda request: asked.append(1) if "live.json" in request.url else None)

@@ -123,7 +123,7 @@ def test_without_the_login_everything_is_closed(page, path, login):
     assert status == 401 and "www-authenticate" in headers and "<table" not in text
 
 
-def test_overview_shows_numbers_and_dead_letters_under_a_strict_policy(page, store):
+def test_overview_shows_numbers_under_a_strict_policy(page, store):
     made = bury(store)
     status, text, headers = page.ask()
     assert (
@@ -481,7 +481,7 @@ def test_without_supervisord_heartbeats_are_shown_and_it_says_so(page, store):
     assert "supervisord does not answer" in text and "4242" in text and "heartbeat" in text
 
 
-def test_hosts_that_are_silent_or_use_their_spool_are_named_and_their_processes_shown(page, store):
+def test_silent_and_spooling_hosts_are_named(page, store):
     began = time.monotonic()
     for name, ago_s, spooled in (("quiet<b>", 30, 1204), ("busy", -100, 7), ("fine", -100, 0)):
         facts = json.dumps({"pid": 77, "up_s": 3600, "connections": 3, "spooled": spooled})
@@ -592,7 +592,7 @@ def test_bad_request_gets_its_code(page, request_, status):
         assert s.recv(4096).startswith(b"HTTP/1.1 %d " % status)
 
 
-def test_every_part_of_the_filter_holds_from_the_list_over_the_question_to_the_act(page, store):
+def test_filter_holds_from_the_list_to_the_act(page, store):
     made = [bury(store, error=error) for error in ("Other: no", "ValueError: no", "ValueError: no")]
     text = page.ask(path="/dashboard/dead?error=Other")[1]
     assert "1 match" in text and '<input type="hidden" name="error" value="Other">' in text

@@ -216,7 +216,7 @@ def test_ingestion_restarted_in_every_way_refuses_nobody_R1(stack):
     stack.settled(accepted=len(codes), done=len(codes))
 
 
-def test_workers_killed_at_random_lose_nothing_and_repeat_one_job_each_R4(store, crew):
+def test_killed_workers_lose_nothing_and_repeat_one_job_each_R4(store, crew):
     dice, made, gaps, workers = random.Random(4), [], [], [crew(), crew(), crew()]
     made += accepted(store, body=b"wait")
     (held,) = until(crew.starts)  # so that one of them surely has a job in hand when it is killed
@@ -301,9 +301,7 @@ def test_lease_decides_where_listing_the_clients_is_not_allowed_R5(
 
 
 @pytest.mark.parametrize("meanwhile", ["leased by another", "buried and put back"])
-def test_worker_frozen_past_its_lease_changes_nothing_when_it_is_back_R5(
-    store, other, crew, meanwhile
-):
+def test_worker_frozen_past_its_lease_changes_nothing_R5(store, other, crew, meanwhile):
     program, (job,), ready = crew(), accepted(store, body=b"wait"), key("ready", "github")
     until(crew.starts)
     name = program.saw("process.start")[0]["worker"]
@@ -335,7 +333,7 @@ def test_worker_frozen_past_its_lease_changes_nothing_when_it_is_back_R5(
     assert store.audit().done == 1 and store.audit().gap == 0
 
 
-def test_job_that_kills_three_workers_costs_no_job_beside_it_a_death_R9(store, crew, tmp_path):
+def test_poison_job_charges_no_death_to_its_neighbours_R9(store, crew, tmp_path):
     five = "from hookq.work.turns import Turns\nTurns._count = lambda *_: 5\n"
     (tmp_path / "h.py").write_text(HANDLER + five)  # leased at once, however long a job takes here
     beside = accepted(store, body=b"short")
@@ -441,9 +439,7 @@ def test_redis_that_never_answers_stops_nobody_and_nobody_spins_R1_R7(
     assert {program.process.poll() for program in three} == {None}
 
 
-def test_accept_whose_reply_was_lost_is_one_job_through_spool_and_drain_R6(
-    short, proxy, store, tmp_path
-):
+def test_accept_with_a_lost_reply_is_one_job_after_the_drain_R6(short, proxy, store, tmp_path):
     port, server = short(REDIS_URL=proxy.url)
     ids = []
     for n in range(20):
@@ -482,7 +478,7 @@ def test_settle_whose_reply_was_lost_is_settled_once_R5(store, crew, proxy):
     )  # nothing ran again but what was to be retried
 
 
-def test_thousand_posts_of_one_delivery_to_two_processes_make_one_job_R6(serve, store):
+def test_thousand_posts_of_one_delivery_make_one_job_R6(serve, store):
     ports = [serve()[1], serve()[1]]
     data = request(headers=signed(delivery_id="the-one"))
 
@@ -515,7 +511,7 @@ def test_job_put_back_is_not_stopped_by_its_own_delivery_id_R6(serve, store, cre
         assert store.redrive_rank(0, act())
 
 
-def test_supervisord_killed_three_times_leaves_nobody_and_the_ledger_as_it_was(stack):
+def test_supervisord_killed_leaves_nobody_and_the_same_ledger(stack):
     took, before = [], None
     for n in range(3):
         stack.start()
@@ -532,7 +528,7 @@ def test_supervisord_killed_three_times_leaves_nobody_and_the_ledger_as_it_was(s
 
 
 @pytest.mark.parametrize("has_room", [True, False], ids=["spool has room", "spool has none"])
-def test_full_disk_is_met_with_202_or_503_and_over_when_there_is_room_R1(stack, has_room):
+def test_full_disk_is_met_with_202_or_503_R1(stack, has_room):
     state = stack.folder / "v"
     disk = (
         state / "appendonlydir" if has_room else state

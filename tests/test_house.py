@@ -106,6 +106,13 @@ def test_files_classes_and_functions_keep_their_limits():
     assert not [row for path in CODE for row in over(path)]
 
 
+def test_name_of_a_test_is_short_enough_to_read():
+    named = re.findall(
+        r"def (test_\w+)", "".join(path.read_text() for path in ROOT.glob("tests/**/*.py"))
+    )
+    assert not [name for name in named if len(name) > len("test_") + 60]
+
+
 @pytest.mark.parametrize("path", SHARED, ids=name_of)
 def test_no_module_shadows_the_standard_library(path):
     # Within the package nothing is shadowed; the names must still not confuse a reader who sees

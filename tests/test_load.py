@@ -106,7 +106,7 @@ def large(size, n):
 BODIES = {size: b"x" * size for size in (MB, 25 * MB)}
 
 
-def test_slow_and_idle_connections_delay_no_good_traffic_and_are_ended_R7(serve):
+def test_slow_and_idle_connections_delay_no_good_traffic_R7(serve):
     program, port = serve()
     before, began = memory_mb(program), time.monotonic()
     with ExitStack() as stack:
@@ -143,7 +143,7 @@ def test_burst_of_connects_is_answered_to_the_last(serve):
 @pytest.mark.parametrize(
     ("size", "count"), [(MB, 2000 // MANY), (25 * MB, 50 // MANY)], ids=["1 MB", "25 MB"]
 )
-def test_large_bodies_at_once_stay_within_max_held_and_the_surplus_is_told(serve, size, count):
+def test_large_bodies_at_once_stay_within_max_held(serve, size, count):
     program, port = serve(MAX_HELD=f"{256 // MANY}mb", MAX_BODY="25mb")
     requests = [
         large(size, n) for n in range(count)

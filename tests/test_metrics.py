@@ -71,7 +71,7 @@ def test_every_series_that_is_known_starts_at_0(page, store):
     )
 
 
-def test_every_metric_of_the_table_is_exported_under_its_type_and_nothing_else(page, store):
+def test_exported_metrics_are_those_of_the_table(page, store):
     accepted(store, 2)
     run(store)
     _, text, _ = page.ask(path="/metrics")
@@ -209,9 +209,7 @@ def test_promtool_finds_nothing_wrong_with_the_alerts():
 
 
 @needs_prometheus
-def test_prometheus_scrapes_the_stack_and_its_alert_fires_when_the_workers_are_gone(
-    stack, tmp_path
-):
+def test_prometheus_scrapes_the_stack_and_its_alert_fires(stack, tmp_path):
     stack.start()
     stack.post()
     stack.settled(done=1)

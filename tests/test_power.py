@@ -272,7 +272,7 @@ def cuts(begin, end):
     )
 
 
-def test_append_only_file_cut_inside_an_accept_keeps_all_of_it_or_nothing_R4(private_redis):
+def test_append_only_file_keeps_all_of_a_cut_accept_or_nothing_R4(private_redis):
     with closing(Store(private_redis.url, "w1")) as store:
         file = next(Path(private_redis.folder, "appendonlydir").glob("*.incr.aof"))
         accepted(store, 3)
@@ -305,7 +305,7 @@ def test_append_only_file_cut_inside_an_accept_keeps_all_of_it_or_nothing_R4(pri
     print(f"{len(found)} cuts")
 
 
-def test_spool_cut_inside_its_last_accept_keeps_all_of_it_or_nothing_R4(tmp_path):
+def test_spool_keeps_all_of_a_cut_accept_or_nothing_R4(tmp_path):
     spool = Spool(tmp_path / "spool.db", 1 << 30)
     spool.accept([(delivery(), 60)])
     spool.close()

@@ -116,9 +116,7 @@ def test_worker_refuses_a_reload_with_a_handler_that_cannot_be_loaded(running, s
     assert program.end() == 0
 
 
-def test_job_that_comes_after_a_checked_reload_is_run_by_the_new_handler(
-    store, running, settings, tmp_path
-):
+def test_job_after_a_checked_reload_runs_the_new_handler(store, running, settings, tmp_path):
     (tmp_path / "h.py").write_text("def f(delivery):\n    raise ValueError\n")
     settings(github="h.py:f")
     program = running("worker.py")
@@ -132,9 +130,7 @@ def test_job_that_comes_after_a_checked_reload_is_run_by_the_new_handler(
     assert not {job.id for job in late} & {line["id"] for line in program.events("job.reschedule")}
 
 
-def test_handlers_that_were_just_checked_are_not_imported_for_the_check_of_a_reload(
-    running, settings, tmp_path
-):
+def test_reload_does_not_import_just_checked_handlers_again(running, settings, tmp_path):
     (tmp_path / "h.py").write_text(GOOD)
     settings(github="h.py:f")
     program = running("worker.py")
@@ -160,9 +156,7 @@ def test_jobs_of_a_handler_that_cannot_be_loaded_wait_and_others_run(
     assert store.audit().ready == 1 and store.delivery(job.id).attempt == 0
 
 
-def test_import_that_ends_its_worker_keeps_no_other_source_from_working(
-    store, running, settings, tmp_path
-):
+def test_import_that_ends_its_worker_stops_no_other_source(store, running, settings, tmp_path):
     (tmp_path / "bad.py").write_text("import os\nos._exit(9)\n")
     (tmp_path / "h.py").write_text(GOOD)
     settings(bad="bad.py:f", good="h.py:f")
@@ -225,7 +219,7 @@ def test_check_of_all_handlers_ends_the_pause(loading, tmp_path):
     assert not handlers.failed
 
 
-def test_import_of_a_living_worker_is_no_crash_and_that_of_a_dead_one_is(tmp_path):
+def test_import_counts_as_a_crash_only_when_its_worker_died(tmp_path):
     code = """if True:
         import os, pathlib, sys
         from hookq.work.marker import importing

@@ -259,6 +259,6 @@ def test_flags_are_whole_words_and_never_secrets():
         "redis://h:p4ssw0rd",
     ],
 )
-def test_redis_url_that_is_nonsense_is_refused_without_a_part_of_its_password(tmp_path, url):
+def test_nonsense_redis_url_is_refused_without_its_password(tmp_path, url):
     (line,) = problems(tmp_path, REDIS_URL=url)
     assert "REDIS_URL is not acceptable" in line and "p4ss" not in line and "w0rd" not in line

@@ -82,7 +82,7 @@ def started_anew(stack, name, pid):
     until(lambda: pids(stack)[name] not in (0, pid), 60, f"{name} is there again")
 
 
-def test_storm_of_sigterm_to_every_process_refuses_nobody_and_loses_nothing_R1(stack):
+def test_storm_of_sigterm_refuses_nobody_and_loses_nothing_R1(stack):
     stack.start()
     dice = random.Random(5)
     with hammer(stack.port) as codes:

@@ -163,7 +163,7 @@ def test_file_moved_away_while_open_gets_and_loses_nothing_more(spool, tmp_path)
         assert (new.size()[0], away.size()[0]) == (2, 3)
 
 
-def test_wal_without_its_file_is_neither_empty_nor_mixed_into_a_new_one(spool, tmp_path):
+def test_wal_without_its_file_is_kept_apart_from_a_new_one(spool, tmp_path):
     spool.accept(batch(3))
     spool.path.rename(tmp_path / "away")
     for call, args in (
@@ -413,7 +413,7 @@ def test_missing_folder_is_a_failure_and_not_an_empty_spool(tmp_path):
                 call(*args)
 
 
-def test_open_transaction_stops_nobody_who_reads_and_others_only_for_a_while(spool, child):
+def test_open_transaction_blocks_no_reader_and_writers_briefly(spool, child):
     spool.accept(batch(2))
     with contextlib.closing(sqlite3.connect(spool.path, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")

@@ -164,7 +164,7 @@ def stack():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_stack_takes_a_delivery_through_every_state_and_the_gap_stays_0(stack):
+def test_stack_takes_a_delivery_through_every_state(stack):
     stack.start()
     names = {
         "redis",
@@ -253,7 +253,7 @@ def test_secrets_are_in_no_log_and_no_process_list(stack):
         assert marked not in logs and marked.encode() not in listed
 
 
-def test_reload_with_a_broken_handler_is_refused_and_mended_by_the_next(stack):
+def test_reload_with_a_broken_handler_is_refused(stack):
     stack.start()
     before = stack.status()
     (stack.folder / "h.py").write_text("def handle(delivery)\n")
@@ -278,7 +278,7 @@ def test_two_ports_that_are_one_are_refused(stack):
     assert "as PORT is" in stack.out.read_text()
 
 
-def test_nothing_marked_stands_in_a_log_a_page_a_metric_or_a_process_list(stack):
+def test_marked_secrets_appear_nowhere(stack):
     stack.start()
     body = b'{"marked-body-7a": 1}'
     more = {

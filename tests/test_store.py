@@ -275,9 +275,7 @@ def test_reclaim_of_several_makes_suspects_that_pay_no_attempt_R9(store, other):
 @pytest.mark.parametrize(
     ("seen", "starts_wanted"), [(True, MAX_DEATHS), (False, MAX_DEATHS + 1)], ids=["seen", "unseen"]
 )
-def test_reclaim_buries_a_killer_at_its_third_known_death_and_no_neighbour_R9(
-    store, seen, starts_wanted
-):
+def test_reclaim_buries_a_killer_at_its_third_death_R9(store, seen, starts_wanted):
     killer = accepted(store, 5)[2].id
     starts, done, hand = 0, [], b""
     for life in range(10):
@@ -488,7 +486,7 @@ def test_intake_goes_on_when_redis_has_forgotten_its_scripts(intake, store):
     assert answers(intake, 1) == [("kept", [made.id])] and store.audit().gap == 0
 
 
-def test_intake_is_not_up_as_long_as_the_replicas_that_are_asked_for_are_missing(redis_server):
+def test_intake_is_down_while_required_replicas_are_missing(redis_server):
     woken = []
     made = Intake(redis_server.url, "ingest-a-1-x", lambda: woken.append(1), replicas=1)
     made.start()
@@ -518,9 +516,7 @@ def test_batch_counts_when_as_many_replicas_confirm_as_are_asked_for(intake, sto
 HERE = {"pid": 7, "up_s": 60, "connections": 3, "spooled": 206}
 
 
-def test_ingestion_of_a_host_that_is_silent_is_remembered_and_of_one_that_is_heard_only_who_lives(
-    store, redis_server
-):
+def test_silent_host_keeps_its_ingestion_on_the_list(store, redis_server):
     old = {
         "ingest-a-1-x": ("a", 60, HERE),
         "ingest-b-2-y": ("b", 60, HERE),
@@ -543,7 +539,7 @@ def test_ingestion_of_a_host_that_is_silent_is_remembered_and_of_one_that_is_hea
     one.failed("the test is over")
 
 
-def test_heartbeat_that_is_not_answered_is_overdue_and_is_not_followed_by_more_R7(private_redis):
+def test_unanswered_heartbeat_is_overdue_and_not_repeated_R7(private_redis):
     woken = []
     one = Intake(private_redis.url, "ingest-a-1-x", lambda: woken.append(1), limit_s=9)
     one.start()
@@ -557,9 +553,7 @@ def test_heartbeat_that_is_not_answered_is_overdue_and_is_not_followed_by_more_R
     assert one.failed("no answer") == [] and not one.overdue(time.monotonic() + 1000)
 
 
-def test_intake_whose_entry_cannot_be_made_claims_nothing_and_gives_its_tokens_back_R6(
-    intake, store
-):
+def test_failed_entry_claims_nothing_and_returns_its_tokens_R6(intake, store):
     store.redis.set(key("ready", "github"), "somebody else's")
     made = [(delivery(delivery_id="x"), WEEK)]
     intake.submit(made, None, "refused")
@@ -572,7 +566,7 @@ def test_intake_whose_entry_cannot_be_made_claims_nothing_and_gives_its_tokens_b
     assert store.accept(made) == [made[0][0].id]
 
 
-def test_accept_of_new_and_known_in_one_batch_leaves_one_entry_for_each_job_R6(store):
+def test_batch_of_new_and_known_makes_one_entry_per_job_R6(store):
     known = [
         delivery(source, f"{source}-{n}") for source in ("github", "partner") for n in range(3)
     ]
@@ -650,7 +644,7 @@ def long_up(store):
     store.redis.hset(key("primary"), "since", store.now() - 10)
 
 
-def test_worker_without_a_connection_is_gone_at_the_second_look_whoever_looks(store, other):
+def test_worker_without_a_connection_is_gone_at_the_second_look(store, other):
     long_up(store)
     holders = {"w1", "w2", "dead-1"}
     assert store.gone(holders) == set()  # the first look
@@ -660,7 +654,7 @@ def test_worker_without_a_connection_is_gone_at_the_second_look_whoever_looks(st
     assert other.gone({"w1", "w2"}) == set() and not store.redis.exists(key("missing"))
 
 
-def test_worker_that_hangs_on_a_server_that_failed_has_the_time_to_come_back(store):
+def test_worker_on_a_failed_server_has_time_to_come_back(store):
     store.local = False  # over a network
     long_up(store)
     assert store.gone({"late-1"}) == set()
@@ -786,7 +780,7 @@ def test_key_of_redis_is_in_the_table_whatever_was_done(store):
     store.redis.delete(key("hand"))
 
 
-def test_field_of_the_table_is_one_of_a_delivery_or_has_its_first_value():
+def test_field_of_the_table_is_a_deliverys_or_has_a_default():
     brought = {field.name: field.kind for field in BROUGHT}
     assert brought | {"attempt": int} == get_type_hints(Delivery)
     assert all(field.first is not None for field in FIELDS if field.name not in Delivery._fields)

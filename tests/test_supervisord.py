@@ -1,94 +1,59 @@
-"""supervisord.conf: what it must say, and that each line that is not a default has its reason above
-it.
+"""supervisord.conf: its commands run, and each line that is not a default has its reason above it.
+What the whole of it does, test_stack shows.
 """
 
 import configparser
+import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, until
 
-ROOT = Path(__file__).resolve().parent.parent
+from hookq.settings import EX_SETTINGS
+
 TEXT = (ROOT / "supervisord.conf").read_text()
 CONF = configparser.RawConfigParser(inline_comment_prefixes=(" ;",))
 CONF.read_string(TEXT)
 PROGRAMS = [name for name in CONF.sections() if name.startswith(("program:", "fcgi-program:"))]
 
 
-def test_programs_are_the_four_of_the_design():
-    assert sorted(PROGRAMS) == [
-        "fcgi-program:webhookd",
-        "program:dashboard",
-        "program:redis",
-        "program:worker",
-    ]
-    # Within a [group:x] supervisor 4.3.0 hands a pipe over in the place of the socket.
-    assert not [name for name in CONF.sections() if name.startswith("group:")]
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name != "program:redis"])
+def test_hup_before_its_handler_kills_no_program(name, tmp_path):
+    command = shlex.split(CONF[name]["command"].replace("%(here)s", str(ROOT)))
+    wrong = {"PATH": os.environ["PATH"], "STATE_DIR": str(tmp_path), "WORKERS": "many"}
+    program = subprocess.Popen(command, env=wrong, stderr=subprocess.PIPE)
+    status = Path(f"/proc/{program.pid}/status")
+    until(lambda: int(re.search(r"SigIgn:\s+(\w+)", status.read_text())[1], 16) & 1)
+    program.send_signal(signal.SIGHUP)
+    assert b"WORKERS is 'many'" in program.communicate(timeout=60)[1]
+    assert program.returncode == EX_SETTINGS
 
 
-def test_every_program_ends_with_supervisord():
-    for name in PROGRAMS:
-        assert "setpriv --pdeathsig TERM" in CONF[name]["command"]
-
-
-def test_no_program_goes_fatal_or_spins_on_wrong_settings():
-    for name in PROGRAMS:
-        assert CONF[name]["startsecs"] == "0"
-        if name != "program:redis":
-            assert (CONF[name]["autorestart"], CONF[name]["exitcodes"]) == ("unexpected", "78")
-
-
-def test_python_programs_survive_a_hup_before_their_handler():
-    for name in PROGRAMS:
-        assert name == "program:redis" or """trap "" HUP; exec """ in CONF[name]["command"]
-
-
-def test_supervisorctl_section_works_in_a_bare_shell():
-    assert "%(ENV_" not in "".join(CONF["supervisorctl"].values())
-
-
-def test_no_secret_goes_through_the_conf():
-    assert "environment" not in {key for section in CONF.sections() for key in CONF[section]}
-
-
-def test_control_socket_is_unix_only_and_private():
-    assert "inet_http_server" not in CONF
-    assert CONF["unix_http_server"]["chmod"] == "0700"
-
-
-def test_every_unusual_line_has_its_reason():
-    # The first line of a key in the file has a comment above it, or in the list at the head of the
-    # programs.
-    plain = {
-        "file",
-        "command",
-        "process_name",
-        "numprocs",
-        "priority",
-        "stopwaitsecs",
-        "logfile",
+def test_unusual_line_has_its_reason_above_it():
+    head = TEXT.split("; What every program")[1].split("[")[0]
+    common = set(
+        re.findall(
+            r"\b(\w+)(?:=\w+,?)?\s", "\n".join(re.findall(r"^;   (\S.*?(?:  |\n))", head, re.M))
+        )
+    )
+    usual = {"file", "command", "process_name", "numprocs", "priority", "username", "password"}
+    usual |= {
         "pidfile",
         "childlogdir",
-    }
-    plain |= {"username", "password", "supervisor.rpcinterface_factory", "stdout_logfile"}
-    plain |= {
-        key
-        for section in CONF.sections()
-        for key in CONF[section]
-        if key.endswith(("_maxbytes", "_backups"))
+        "logfile",
+        "stdout_logfile",
+        "supervisor.rpcinterface_factory",
     }
     lines = TEXT.splitlines()
-    for number, line in enumerate(lines):
+    for above, line in zip(lines, lines[1:], strict=False):
         key = line.partition("=")[0]
-        if "=" in line and not line.startswith(";") and key not in plain:
-            told = (
-                lines[number - 1].startswith(";")
-                or f"{key}=" in TEXT.split("[program:redis]")[0]
-                or key in TEXT.split("[program:redis]")[0]
-            )
-            assert told, line
+        if line[:1] not in (";", "[", "") and not key.endswith(("_maxbytes", "_backups")):
+            assert above.startswith(";") or key in usual | common, line
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")

@@ -40,7 +40,7 @@ def test_busy_sources_share_what_is_leased_at_once():
     assert made.wants(limits("a", "b")) == {"a": 16, "b": 16}
 
 
-def test_quick_source_is_served_until_it_has_paid_as_much_as_the_slow_one():
+def test_quick_source_gets_as_much_time_as_the_slow_one():
     made, served = turns(slow=2.0, quick=0.001), 0
     while "slow" not in (wants := made.wants(limits("slow", "quick"))):
         made.gave(wants, {"quick"}, {"slow", "quick"})

@@ -76,7 +76,7 @@ def test_signed_delivery_is_accepted_and_its_bytes_kept_R3(port, store, way):
     assert bodies(store) == [body]
 
 
-def test_delivery_with_trailing_garbage_is_accepted_and_the_garbage_refused(port, store):
+def test_garbage_after_a_delivery_is_refused_by_itself(port, store):
     with Client(port) as client:
         client.send(request() + b"\x00garbage")
         assert client.answer()[0] == GOOD
@@ -326,9 +326,7 @@ def drained(store, tmp_path, **wanted):
     assert store.audit().gap == 0
 
 
-def test_redis_away_goes_to_the_spool_and_is_drained_without_a_restart_R1(
-    serve, private_redis, tmp_path
-):
+def test_outage_of_redis_is_spooled_and_drained_R1(serve, private_redis, tmp_path):
     program, port = serve(redis=private_redis)
     assert ask(port, request())[0] == GOOD
     private_redis.stop()
@@ -344,9 +342,7 @@ def test_redis_away_goes_to_the_spool_and_is_drained_without_a_restart_R1(
     store.close()
 
 
-def test_spooled_deliveries_are_drained_in_the_order_of_arrival_with_their_bytes_R3(
-    serve, private_redis, tmp_path
-):
+def test_drain_keeps_the_order_of_arrival_and_the_bytes_R3(serve, private_redis, tmp_path):
     _, port = serve(redis=private_redis)
     private_redis.stop()
     sent = [bytes(range(256)) * (n % 3) + str(n).encode() for n in range(150)]
@@ -359,9 +355,7 @@ def test_spooled_deliveries_are_drained_in_the_order_of_arrival_with_their_bytes
     store.close()
 
 
-def test_frozen_redis_is_given_up_within_its_limit_and_runs_nothing_twice_R6_R7(
-    serve, private_redis, tmp_path
-):
+def test_frozen_redis_is_given_up_and_nothing_runs_twice_R6_R7(serve, private_redis, tmp_path):
     _, port = serve(redis=private_redis)
     data, started = request(headers=signed(delivery_id="once")), time.monotonic()
     private_redis.process.send_signal(signal.SIGSTOP)
@@ -385,9 +379,7 @@ def test_full_redis_goes_to_the_spool_until_there_is_room(serve, small_redis, tm
     store.close()
 
 
-def test_spool_that_cannot_take_it_is_answered_503_and_never_4xx_and_mends_by_itself(
-    serve, private_redis, tmp_path
-):
+def test_full_spool_is_answered_503_and_recovers(serve, private_redis, tmp_path):
     program, port = serve(redis=private_redis, MAX_SPOOL=8_000)
     private_redis.stop()
     data = b"".join(request(b"x" * 1000) for _ in range(6))
@@ -745,7 +737,7 @@ def test_counters_stay_out_of_the_keyspace_of_strangers(port, store):
 # ---------------- what strangers and slow turns could do to everybody else
 
 
-def test_sender_that_is_gone_when_its_next_request_is_reached_harms_nobody(port, store):
+def test_sender_gone_before_its_next_request_harms_nobody(port, store):
     for _ in range(50):
         with Client(port) as client:
             client.sock.setsockopt(
@@ -758,7 +750,7 @@ def test_sender_that_is_gone_when_its_next_request_is_reached_harms_nobody(port,
     assert ask(port, request())[0] == GOOD
 
 
-def test_thousands_of_pipelined_requests_are_answered_and_others_are_not_kept_waiting(port, store):
+def test_thousands_of_pipelined_requests_keep_nobody_waiting(port, store):
     many, one = 3000, b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
     with Client(port) as hog:
         threading.Thread(target=lambda: hog.sock.sendall(one * many), daemon=True).start()
@@ -768,7 +760,7 @@ def test_thousands_of_pipelined_requests_are_answered_and_others_are_not_kept_wa
             assert hog.answer()[0].endswith("200 OK")
 
 
-def test_batch_that_is_durable_is_answered_although_the_next_is_refused_R1(short):
+def test_durable_batch_is_answered_although_the_next_fails_R1(short):
     port, server = short()
     received = server.journal.intake.received
 
@@ -780,7 +772,7 @@ def test_batch_that_is_durable_is_answered_although_the_next_is_refused_R1(short
     assert ask(port, request())[0] == GOOD
 
 
-def test_answer_of_redis_that_came_during_a_long_turn_is_read_before_it_is_given_up(short):
+def test_answer_of_redis_is_read_before_redis_is_given_up(short):
     port, server = short()
     overdue, asked = server.journal.intake.overdue, []
 
@@ -881,7 +873,7 @@ def test_reader_of_the_log_that_has_stopped_stops_nobody(redis_server, store, tm
     assert 10 < len(lines) < 1000 and all(json.loads(line) for line in lines)
 
 
-def test_pipelined_deliveries_do_not_wait_for_a_turn_while_redis_is_away(serve, private_redis):
+def test_pipelined_deliveries_wait_for_no_turn_during_an_outage(serve, private_redis):
     _, port = serve(redis=private_redis)
     private_redis.stop()
     assert ask(port, request())[0] == GOOD
@@ -892,9 +884,7 @@ def test_pipelined_deliveries_do_not_wait_for_a_turn_while_redis_is_away(serve, 
         assert time.monotonic() - started < 15 * loop.SWEEP_S / 2
 
 
-def test_spool_that_cannot_be_written_is_drained_once_and_counted_once(
-    serve, private_redis, tmp_path
-):
+def test_read_only_spool_is_drained_and_counted_once(serve, private_redis, tmp_path):
     program, port = serve(redis=private_redis)
     private_redis.stop()
     assert [ask(port, request())[0] for _ in range(5)] == [GOOD] * 5
@@ -912,7 +902,7 @@ def test_spool_that_cannot_be_written_is_drained_once_and_counted_once(
     store.close()
 
 
-def test_client_of_one_request_is_not_taken_for_that_of_the_next_on_the_same_connection(serve):
+def test_client_is_named_anew_for_each_request_of_a_connection(serve):
     program, port = serve(TRUSTED_PROXIES="127.0.0.1")
     first = request(
         headers={"X-Hub-Signature-256": "sha256=" + 64 * "0", "X-Forwarded-For": "203.0.113.9"}

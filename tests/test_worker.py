@@ -372,9 +372,7 @@ def test_frozen_worker_that_lost_its_lease_settles_nothing_R5(store, work):
     assert (audit.done, audit.dead, audit.gap) == (0, 1, 0)
 
 
-def test_job_that_kills_its_workers_is_buried_after_three_starts_and_its_neighbours_are_done_R9(
-    store, work
-):
+def test_job_that_kills_its_workers_is_buried_at_the_third_R9(store, work):
     accepted(store, 3)
     killer = accepted(store, body=b"kill")[0].id
     accepted(store, 3)
@@ -525,7 +523,7 @@ def test_redis_lost_during_a_backlog_loses_and_repeats_nothing_R6(
     ) == (200, 0, 0, 0)
 
 
-def test_redis_that_has_forgotten_its_scripts_during_a_backlog_is_not_away(quick, store, quiet):
+def test_scripts_forgotten_during_a_backlog_are_no_outage(quick, store, quiet):
     accepted(store, 200)
     ends_after(
         quick,
@@ -576,7 +574,7 @@ def test_slow_jobs_are_not_leased_ahead(quick, store, monkeypatch):
     assert store.audit().done == 20
 
 
-def test_source_without_a_handler_logs_its_jobs_and_buries_what_does_not_parse(store, running):
+def test_source_without_a_handler_logs_its_jobs(store, running):
     program = running("worker.py")
     accepted(store)
     accepted(store, body=b"no json")
@@ -643,7 +641,7 @@ def test_worker_whose_memory_is_gone_starts_anew_wherever_the_job_ran(
     made.store.close()
 
 
-def test_worker_tells_of_jobs_that_only_a_newer_version_knows_and_runs_the_others(store, work):
+def test_jobs_of_a_newer_version_are_left_and_reported(store, work):
     store.redis.xadd(key("ready", "github"), {"v": 2, "of": "the future"})
     store.redis.sadd(key("sources"), "github")
     accepted(store)

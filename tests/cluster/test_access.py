@@ -79,7 +79,7 @@ def query(folder, ca="ca", client="client"):
     return f"?ssl_ca_certs={folder}/{ca}.crt{own}"
 
 
-def test_deliveries_are_taken_and_run_over_tls_with_a_client_certificate(certificates):
+def test_deliveries_are_taken_and_run_over_tls(certificates):
     with nodes() as start, hosts() as machine:
         server = over_tls(start, certificates)
         one = machine(f"rediss://:{PASSWORD}@localhost:{server.port}/0{query(certificates)}")
@@ -104,7 +104,7 @@ def test_deliveries_are_taken_and_run_over_tls_with_a_client_certificate(certifi
     ],
     ids=["a CA we do not trust", "a certificate of another name", "no certificate of ours"],
 )
-def test_wrong_certificate_is_refused_and_told_and_the_spool_takes_deliveries(
+def test_wrong_certificate_is_reported_and_the_spool_takes_over(
     certificates, name, ca, client, why
 ):
     with nodes() as start, hosts() as machine:

@@ -117,7 +117,7 @@ def six():
 
 
 @pytest.mark.parametrize("durability", ["fsync", "replicas:1"])
-def test_killed_primary_of_our_slot_is_bridged_and_its_replica_goes_on(six, durability):
+def test_killed_primary_of_our_slot_is_bridged(six, durability):
     old = six.owner()
 
     def elsewhere():

@@ -211,9 +211,7 @@ def test_host_that_is_cut_off_disappears_and_comes_back_loses_nothing(net, clock
     ],
     ids=["fsync", "fsync, min-replicas-to-write", "replicas"],
 )
-def test_primary_that_is_cut_off_with_a_host_loses_what_only_it_has_unless_replicas_are_waited_for(
-    net, durability, options, loses
-):
+def test_isolated_primary_loses_only_what_no_replica_confirmed(net, durability, options, loses):
     first, second, third = net.add(), net.add(), net.add()
     secret = ("--requirepass", PASSWORD, "--masterauth", PASSWORD, *OPTIONS, *options)
     with nodes() as start, hosts() as machine:

@@ -82,7 +82,7 @@ def stack(tmp_path, certificates):  # noqa: F811
         proxy.process.wait(20)
 
 
-def test_deliveries_go_through_and_clients_are_named_by_what_the_proxy_adds(stack):
+def test_client_behind_the_proxy_is_named_by_its_header(stack):
     host, proxy = stack
     with closing(proxy.connection()) as connection:
         until(lambda: proxy.post(connection, 0) in (200, 202), 20)
@@ -98,7 +98,7 @@ def test_deliveries_go_through_and_clients_are_named_by_what_the_proxy_adds(stac
     assert not lost and not twice
 
 
-def test_no_delivery_fails_while_ingestion_starts_anew_behind_the_proxy(stack):
+def test_restart_behind_the_proxy_fails_no_delivery(stack):
     host, proxy = stack
     codes, ended = Counter(), threading.Event()
 
@@ -149,7 +149,7 @@ def test_operator_reads_and_acts_through_the_proxy(stack):
     assert host.programs[2].saw("login.reject")[0]["client"] == "127.0.0.2"
 
 
-def test_process_that_stops_says_so_to_its_balancer_before_it_takes_nobody_any_more(stack):
+def test_stopping_process_tells_its_balancer_first(stack):
     host, _ = stack
     program, codes, asked, began = host.programs[0], Counter(), [], time.monotonic()
 

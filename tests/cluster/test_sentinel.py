@@ -86,7 +86,7 @@ def stand_down(trio, old):
 @pytest.mark.parametrize(
     "end", [kill, freeze, stand_down], ids=["killed", "frozen", "asked to stand down"]
 )
-def test_primary_that_fails_is_bridged_by_the_spool_and_a_replica_goes_on(trio, end, durability):
+def test_failed_primary_is_bridged_by_the_spool(trio, end, durability):
     old = trio.primary()
 
     def back():
@@ -109,7 +109,7 @@ def test_primary_that_fails_is_bridged_by_the_spool_and_a_replica_goes_on(trio, 
     )  # what was acknowledged and had not reached a replica is lost with its primary
 
 
-def test_replicas_that_are_gone_send_deliveries_to_the_spool_and_drain_it_when_they_are_back(trio):
+def test_missing_replicas_send_deliveries_to_the_spool(trio):
     replicas = [server for server in trio.servers if server is not trio.primary()]
     with hosts() as start:
         one = start(trio.url, DURABILITY="replicas:1")
