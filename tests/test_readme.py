@@ -13,6 +13,7 @@ from hookq.sources import HMAC_KEYS, KEYS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+FOLDERS = ("bench", "examples", "hookq", "ops", "templates", "tests")
 
 
 def test_drawing_of_readme_is_that_of_the_code():
@@ -57,12 +58,14 @@ def test_keys_of_the_example_are_known(monkeypatch):
         )
 
 
-def test_files_that_readme_names_exist():
-    for name in re.findall(
-        r"`((?:hookq|bench|templates)/[a-z_./]+|[a-z]+\.(?:py|conf|toml))`", README
-    ):
-        if name not in ("webhooks.toml", "handlers.py"):
-            assert (ROOT / name).exists(), name
+@pytest.mark.parametrize(
+    "text", [ROOT / "README.md", *ROOT.glob("docs/*.md")], ids=lambda p: p.stem
+)
+def test_file_that_a_document_names_is_there(text):
+    known = [*ROOT.glob("*.*"), *(p for name in FOLDERS for p in (ROOT / name).rglob("*.*"))]
+    for name in re.findall(r"`([a-z_./]+\.(?:py|lua|conf|sh|json|yml|html|js))`", text.read_text()):
+        is_theirs = name in ("handlers.py", "h.py")
+        assert is_theirs or any(f"/{path}".endswith(f"/{name}") for path in known), name
 
 
 def test_targets_of_make_stand_in_readme():
