@@ -174,12 +174,16 @@ def reload_wanted(signals: Signals, what: Callable[[], str] = lambda: "settings"
     return holds
 
 
-def in_background(work: Callable[..., None], *args: object) -> None:
-    """Run `work` in a thread that nobody waits for; log it where no thread can be started."""
+def in_background(work: Callable[..., None], *args: object) -> bool:
+    """Run `work` in a thread that nobody waits for; return False, and log it, where no thread can
+    be started.
+    """
     try:
         threading.Thread(target=work, args=args, daemon=True).start()
     except RuntimeError as error:
         log.event("thread.refused", "error", error=str(error))
+        return False
+    return True
 
 
 def inherited_socket() -> socket.socket | None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
+from types import SimpleNamespace
 
 import pytest
 from conftest import (
@@ -35,7 +36,7 @@ from hookq.ingest.clients import READ
 from hookq.ingest.connection import BODY, HEAD, IDLE, LIMIT_S, READ_AHEAD
 from hookq.ingest.loop import Loop
 from hookq.ingest.spool import Spool, SpoolFailed
-from hookq.ingest.tally import LINES_PER_S
+from hookq.ingest.tally import EVERY_S, LINES_PER_S, Tally
 from hookq.settings import load
 from hookq.store.connection import Away
 from hookq.store.keys import key
@@ -469,6 +470,50 @@ def short(redis_server, store, monkeypatch, tmp_path):
         assert not thread.is_alive() and server.clients.held == 0
         server.journal.intake.failed("the test is over")
         server.poll.close()
+
+
+@pytest.fixture
+def still(redis_server, tmp_path):
+    """A server in this process that does not run."""
+    env = {"WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url, "STATE_DIR": str(tmp_path)}
+    server = Loop(load(environ={**env, "PORT": str(free_port())}, root=tmp_path))
+    yield server
+    server.door.listener.socket.close()
+    server.poll.close()
+
+
+def test_hup_during_a_stop_begins_no_check(still, monkeypatch):
+    begun = []
+    monkeypatch.setattr(daemon, "in_background", lambda *work: begun.append(work))
+    still._obey(SimpleNamespace(stop=True, reload=True), time.monotonic())
+    assert still.draining_since and not begun
+
+
+def test_reload_without_a_thread_to_spare_is_no_end_of_reloads(still, monkeypatch):
+    signals, refused = SimpleNamespace(stop=False, reload=True), RuntimeError("no thread")
+    monkeypatch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(refused))
+    still._obey(signals, time.monotonic())
+    monkeypatch.undo()
+    assert not signals.reload and not still.checking
+
+
+def test_client_that_goes_as_the_drain_begins_opens_no_door(still, monkeypatch):
+    still.door.crowded = True
+    monkeypatch.setattr(still, "_say", lambda _: still.door._on_close())
+    still.reload = True
+    still._obey(SimpleNamespace(stop=False, reload=False), time.monotonic())
+    assert not still.door.is_open
+
+
+def test_outage_makes_no_more_than_one_flush_and_loses_no_count():
+    tally = Tally(lambda: "an-id", ())
+    for now in range(1, 100):
+        tally.answered("github", 202, 0.001)
+        tally.flush(now * EVERY_S)
+    assert len(tally.flushes) == 1
+    _, first = tally.flushes.popleft()
+    tally.flush(100 * EVERY_S)
+    assert first["http:github:202"] + tally.flushes[0][1]["http:github:202"] == 99
 
 
 @pytest.fixture

@@ -464,6 +464,14 @@ def quick(store, redis_server, tmp_path):
     one.store.close()
 
 
+def test_hup_during_a_stop_begins_no_check(quick, monkeypatch):
+    begun = []
+    monkeypatch.setattr(daemon, "in_background", lambda *work: begun.append(work))
+    quick.ending.signals.stop = quick.ending.signals.reload = True
+    quick.ending.look()
+    assert not begun
+
+
 def always(run, waits):
     """Return routes that lead to `run` whatever the event type."""
     return SimpleNamespace(of=lambda _event_type: Route(run, waits))

@@ -177,9 +177,10 @@ class Loop:
         """Restart in place, or stop: /readyz fails first, then nobody new is taken, then what is in
         progress is completed.
         """
-        if signals.reload and not (self.checking or self.reload):
+        if signals.reload and not (signals.stop or self.checking or self.reload):
             self.checking = True
-            daemon.in_background(self._check_reload, signals)
+            if not daemon.in_background(self._check_reload, signals):
+                self.checking = signals.reload = False
         if signals.stop and not self.leaving_since:
             self.leaving_since = now
             log.event("process.leave")
@@ -189,8 +190,8 @@ class Loop:
             log.event("process.drain")
             self.draining_since = now
             self.door.open(False)  # on a reload the next process goes on with what waits in it
+            self.clients.drain(now)  # before anything that may close a client, and so open the door
             self._say(now)
-            self.clients.drain(now)
         if stop and not self.door.listener.closed:
             self.door.close_socket()
 
@@ -198,9 +199,11 @@ class Loop:
         """Let the loop drain and restart if the new settings allow it; in a thread, since trying
         them takes a while.
         """
-        self.reload = daemon.reload_wanted(signals)
-        self.checking = False
-        self.poll.wake()
+        try:
+            self.reload = daemon.reload_wanted(signals)
+        finally:
+            self.checking = False
+            self.poll.wake()
 
     def _drained(self) -> bool:
         if time.monotonic() - self.draining_since > DRAIN_S:

@@ -53,8 +53,10 @@ class Tally:
             log.event("request.reject", "warning", source=source, **facts)
 
     def flush(self, now: float, *, at_once: bool = False) -> None:
-        """Make a flush of what was counted, once a second, or `at_once`."""
-        if now - self.flushed_at < EVERY_S and not at_once:
+        """Make a flush of what was counted, once a second, or `at_once`. While one waits for Redis
+        no other is made: an outage of a day would make 86,400, before the spool's turn comes.
+        """
+        if self.flushes or (now - self.flushed_at < EVERY_S and not at_once):
             return
         self.counters.update(log.take_counts())
         self.durations.drain(self.counters)

@@ -47,10 +47,11 @@ class Ending:
         be in a handler for as long as its limit.
         """
         with self.lock:
-            if not self.signals.reload or self.reload or self.checking:
+            if not self.signals.reload or self.signals.stop or self.reload or self.checking:
                 return
             self.checking = True
-        daemon.in_background(self._check)
+        if not daemon.in_background(self._check):
+            self.checking = self.signals.reload = False
 
     def _check(self) -> None:
         try:
