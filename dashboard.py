@@ -360,7 +360,7 @@ def main() -> None:
     serve_until_asked(settings, signals, woken)
     server.drain()
     if not signals.stop:
-        daemon.reexec(server.socket)
+        daemon.reexec(signals, server.socket)
     log.event("process.end", program="dashboard")
 
 

@@ -34,7 +34,7 @@ def serve(read_settings: Callable[[], Settings]) -> None:
     log.event("process.start", program="webhookd", version=VERSION, sources=names, files=files)
     loop.run(signals)
     if loop.reload and not signals.stop:
-        daemon.reexec(loop.door.listener.socket)
+        daemon.reexec(signals, loop.door.listener.socket)
     log.event("process.end", program="webhookd")
 
 

@@ -64,7 +64,7 @@ def main() -> None:
         worker.marker.close()
         daemon.refuse_newer(str(error))
     if not signals.stop:  # an accepted reload, or a handler has filled the memory
-        daemon.reexec()
+        daemon.reexec(signals)
     log.event("process.end", program="worker", done=worker.progress.done)
 
 

@@ -26,7 +26,7 @@ from typing import Final, NoReturn
 from hookq import log
 from hookq.settings import EX_SETTINGS, Invalid, Settings
 
-_HUP: Final = {signal.SIGHUP}
+_OURS: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 # The limit of a check: it may import the handlers, and everything they need.
 CHECK_S: Final = 30.0
 
@@ -39,12 +39,12 @@ class Signals:
     def __init__(self) -> None:
         self.stop = self.reload = False
         self.wake: Callable[[], None] = lambda: None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in _OURS:
             signal.signal(number, self._received)
-        # Until here HUP was ignored (supervisord.conf) or blocked (reexec), since it would have
-        # killed us. One that arrived blocked is delivered now, before the settings are read: what
-        # it announced is in them.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HUP)
+        # Until here HUP was ignored (supervisord.conf) or all were blocked (reexec), since they
+        # would have killed us. One that arrived blocked is delivered now, before the settings are
+        # read: what a HUP announced is in them.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
 
     def _received(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
@@ -199,14 +199,17 @@ def inherited_socket() -> socket.socket | None:
     return None
 
 
-def reexec(listening: socket.socket | None = None) -> None:
+def reexec(signals: Signals, listening: socket.socket | None = None) -> None:
     """Replace this process by a fresh start of its program; the kernel closes all files but 0, 1
     and 2. The new one finds the listening socket on fd 0, with the connections that wait in it.
+    Returns only where a stop was asked for: the new one would know nothing of that.
     """
     log.event("process.reexec")
     if listening and listening.fileno():
         os.dup2(listening.fileno(), 0)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HUP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)  # one that comes from now on waits for it
+    if signals.stop:
+        return
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -120,11 +120,16 @@ class Bare(Retry):
         pass
 
 
+class Never(Bare):
+    after_s = float("nan")
+
+
 @pytest.mark.parametrize(
     "error",
     [
         Mute(),
         Bare(),
+        Never(),
         OSError(b"caf\xe9".decode("utf-8", "surrogateescape")),
         ValueError("half \ud83d"),
         Retry(after_s=True),
@@ -470,6 +475,27 @@ def test_hup_during_a_stop_begins_no_check(quick, monkeypatch):
     quick.ending.signals.stop = quick.ending.signals.reload = True
     quick.ending.look()
     assert not begun
+
+
+def test_end_with_leases_that_could_not_be_given_back_keeps_the_marker(quick):
+    quick.progress.held[b"1-1"] = "github"
+    quick._drain()
+    assert in_progress(quick.settings.state_dir, "w1") == b""
+
+
+def test_lost_leases_are_asked_for_once_their_source_may_run(quick, store, monkeypatch):
+    accepted(store, 3)
+    store.redis.xreadgroup("workers", "w1", {key("ready", "github"): ">"})
+    limit, asked = quick.limit, []
+
+    def none_at_first(source):
+        asked.append(source)
+        return 0 if len(asked) <= 2 else limit(source)
+
+    monkeypatch.setattr(quick, "limit", none_at_first)
+    ends_after(quick, 3)
+    quick.run()
+    assert len(quick.ran) == 3 and store.audit().done == 3
 
 
 def always(run, waits):

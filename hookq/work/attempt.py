@@ -15,6 +15,7 @@ the lease is reclaimed and the job runs again. Nothing is settled here: a Settle
 Redis refuses it when the lease was lost meanwhile (R5).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -172,8 +173,9 @@ def _delay_s(
 ) -> float | None:
     """Return seconds until the next attempt, None when there is none left."""
     asked_s = error.after_s if isinstance(error, Retry) else None
-    # A subclass of a handler's own may have put anything there.
-    if not isinstance(asked_s, float):
+    # A subclass of a handler's own may have put anything there. No time of NaN is ever due, and
+    # Redis would refuse the whole batch for it.
+    if not isinstance(asked_s, float) or math.isnan(asked_s):
         asked_s = None
     return delay_s(
         number, policy.max_attempts, policy.retry_base_s, policy.retry_max_s, dice, asked_s

@@ -74,6 +74,7 @@ class Worker:
         self.clock = ServerClock()
         self.pool: Pool | None = None
         self.available = True  # Redis, as far as this thread knows
+        self.again: set[str] = set()  # sources whose lost leases are still to be asked for
 
     def run(self) -> None:
         """Lease and work until the end is asked for; then settle what is done and give the rest
@@ -81,7 +82,7 @@ class Worker:
         """
         self._look_at_clock()
         self._load()
-        again, backoff, known = True, Backoff(), False
+        self.again, backoff, known = set(self.sources), Backoff(), False
         while not self.ending.asked:
             self.ending.look()
             self.progress.polled_at = time.monotonic()
@@ -94,13 +95,12 @@ class Worker:
                     known = True
                 # What a lost connection left over: leased again, it would run again.
                 self.settling.settle()
-                leases = self._lease(again)
-                again = again and bool(leases)
+                leases = self._lease()
                 self._note_redis(True)
                 backoff.reset()
                 self._work(leases)
             except Away as error:
-                again = True  # its reply may have leased jobs to us
+                self.again = set(self.sources)  # its reply may have leased jobs to us
                 self.settling.lost()
                 self._note_redis(False, str(error))
                 backoff.wait()
@@ -155,24 +155,28 @@ class Worker:
 
     # ---------------- leasing
 
-    def _lease(self, again: bool) -> list[Lease]:
-        """Wait for the next jobs and return them; with `again`, all that Redis holds for us."""
+    def _lease(self) -> list[Lease]:
+        """Wait for the next jobs and return them. What Redis holds for us comes first, of each
+        source in `again` until there is none: its leases are renewed, and nobody else runs it.
+        """
         limits = self.leasable()
         if not limits:
             time.sleep(self._wait_s(IDLE_S))
             return []
-        wants = self.turns.wants(limits)
+        again = self.again & limits.keys()
         # What we hold may stand before what we lost: COUNT must reach past it.
-        if again:
-            wants = {name: PREFETCH + len(self.progress.held) for name in limits}
+        most = PREFETCH + len(self.progress.held)
+        wants = dict.fromkeys(again, most) if again else self.turns.wants(limits)
         # Taken before Redis is asked: what is settled meanwhile must not run again.
         known = set(self.pool.leases) if self.pool else set()
         # Sources whose turn it is not may have jobs: then nobody waits for those whose turn it is.
         block_s = 0.0 if len(wants) < len(limits) else self._wait_s(BLOCK_MS / 1000)
-        leases = self.store.lease(wants, int(1000 * block_s), again=again)
+        leases = self.store.lease(wants, int(1000 * block_s), again=bool(again))
         if not again:
             self._gave(wants, leases, limits)
-        return self._took([lease for lease in leases if lease.entry not in known])
+        leases = [lease for lease in leases if lease.entry not in known]
+        self.again -= again - {lease.delivery.source for lease in leases}
+        return self._took(leases)
 
     def _wait_s(self, usual_s: float) -> float:
         """Return how long to wait for jobs; briefly while a slot may become free meanwhile."""
@@ -308,6 +312,8 @@ class Worker:
         self.settling.drain(DRAIN_S)
         if self.pool:
             self.pool.end()
-        # Last: while the pool runs, the empty marker says that no job is to blame for a kill.
-        self.marker.close()
+        # Last: while the pool runs, the empty marker says that no job is to blame for a kill. It
+        # stays where Redis is away, and leases could not be given back: nobody died of those.
+        if not self.progress.held:
+            self.marker.close()
         stop_watch()

@@ -206,6 +206,9 @@ def run(handler: Handler, delivery: Delivery, limit_s: float) -> BaseException |
         # Again: the alarm may have come before the line above was done. Another comes no sooner
         # than in a second.
         _deadline = FOREVER
+        if isinstance(error, MemoryError):
+            # What filled the memory hangs on the frames: there would be none left to report it.
+            traceback.clear_frames(error.__traceback__)
         return error
     return None
 

@@ -49,5 +49,7 @@ def or_end(work: Callable[..., None], *args: object) -> None:
     try:
         work(*args)
     except Exception as error:
-        log.event("worker.failed", "critical", error=repr(error), place=place_of(error))
-        os._exit(EX_SOFTWARE)
+        try:
+            log.event("worker.failed", "critical", error=repr(error), place=place_of(error))
+        finally:  # where not even memory for the line is left
+            os._exit(EX_SOFTWARE)
