@@ -646,7 +646,7 @@ def test_job_longer_than_the_stall_limit_does_not_cost_its_worker(
     monkeypatch.setattr(os, "_exit", ended.append)
     Keeper(made)
     accepted(store)
-    made._work(made._lease(False))
+    made._work(made._lease())
     watchdog.watch(made.look(), time.monotonic())
     faulthandler.cancel_dump_traceback_later()
     assert ran and ended == [] and store.audit().done == 1
