@@ -191,7 +191,7 @@ def job_ratio(settings, store, pair):
         store.accept([(delivery, 600) for delivery in fresh])
         done, started = one.progress.done, time.thread_time()
         while one.progress.done - done < made:
-            one._work(one._lease(False))
+            one._work(one._lease())
         rows.append(((time.thread_time() - started) / made, workload(pair, made) / made))
     one.marker.close()
     one.store.close()

@@ -282,7 +282,7 @@ def test_lease_decides_where_listing_the_clients_is_not_allowed_R5(
         what="allowed to us, not to them",
     )
     (own,) = accepted(store)
-    assert [lease.delivery.id for lease in living._lease(False)] == [own.id]
+    assert [lease.delivery.id for lease in living._lease()] == [own.id]
     (lost,), began, victim = accepted(store, body=b"wait"), time.monotonic(), crew()
     until(crew.starts)
     victim.end(signal.SIGKILL)
@@ -291,7 +291,7 @@ def test_lease_decides_where_listing_the_clients_is_not_allowed_R5(
         what="the lease has run out",
     )
     assert time.monotonic() - began > 1.5
-    (taken,) = living._lease(False)
+    (taken,) = living._lease()
     assert (taken.delivery.id, taken.deaths) == (lost.id, 1)
     assert (
         store.audit().leased == 2 and store.metrics()["reclaimed:github"] == 1
