@@ -477,7 +477,7 @@ def test_hup_during_a_stop_begins_no_check(quick, monkeypatch):
     assert not begun
 
 
-def test_end_with_leases_that_could_not_be_given_back_keeps_the_marker(quick):
+def test_end_with_leases_not_given_back_keeps_the_marker(quick):
     quick.progress.held[b"1-1"] = "github"
     quick._drain()
     assert in_progress(quick.settings.state_dir, "w1") == b""
